@@ -1,0 +1,207 @@
+"""The one place that changes a graph.
+
+Recognisers and emitters return a :class:`Replacement`; the :class:`Editor` checks it once for everybody (nobody else may
+read what goes away) and carries it out: new names are unique over the model, subgraphs and functions included, no
+tensor is edited in place, and nodes and initializers that the change made dead go with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from normfuse.graph.site import Declined
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A change that is decided but not done.
+
+    removes: nodes that go. adds: nodes that come, in order, not yet in any graph; None names are given.
+    rewires: pairs (old, new): all uses of old, graph outputs included, become uses of new, and new takes old's name.
+    initializers: values with a ``const_value`` that the added nodes read; the value's name is a wish.
+    """
+
+    removes: tuple[ir.Node, ...]
+    adds: tuple[ir.Node, ...]
+    rewires: tuple[tuple[ir.Value, ir.Value], ...]
+    initializers: tuple[ir.Value, ...] = ()
+
+
+def initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Return a value for ``Replacement.initializers``."""
+    return ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def describe(node: ir.Node) -> str:
+    """Name a node for people: its name, else its operator and first output."""
+    return node.name or f"{node.op_type} → {node.outputs[0].name}"
+
+
+def refusal(replacement: Replacement) -> Declined | None:
+    """Return why ``replacement`` would take away a value that something else reads, or None."""
+    return removal_refusal(replacement.removes, {old for old, _ in replacement.rewires})
+
+
+def removal_refusal(removes: Sequence[ir.Node], rewired: Set[ir.Value]) -> Declined | None:
+    """The same, asked before the new nodes exist: ``rewired`` are the values that get a successor."""
+    removed = set(removes)
+    for node in removes:
+        for output in node.outputs:
+            if output in rewired:
+                continue
+            what = f"the result of {node.op_type} '{describe(node)}'"
+            if output.is_graph_output():
+                return Declined(f"{what} is also a graph output", node)
+            for user, _ in output.uses():
+                if user in removed:
+                    continue
+                if user.graph is not node.graph:
+                    return Declined(f"{what} is also captured by a subgraph, at '{describe(user)}'", node)
+                return Declined(f"{what} is also used by '{describe(user)}'", node)
+    return None
+
+
+class Editor:
+    """Carries out replacements on one model."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._taken: set[str] = set(_names(model))
+        self._functions = {function.graph for function in model.functions.values()}
+        self._orphans: list[ir.Value] = []
+
+    def unique(self, wish: str) -> str:
+        """Return ``wish``, with a number added where the model already has the name, and reserve it."""
+        name, number = wish, 1
+        while name in self._taken:
+            name, number = f"{wish}_{number}", number + 1
+        self._taken.add(name)
+        return name
+
+    def apply(self, replacement: Replacement, at: ir.Node) -> None:
+        """Carry out ``replacement``, inserting the new nodes where ``at`` stands.
+
+        Raises ValueError when :func:`refusal` has an objection: callers ask first.
+        """
+        objection = refusal(replacement)
+        if objection is not None:
+            raise ValueError(objection.reason)
+        container = at.graph
+        if container is None:
+            raise ValueError(f"node '{describe(at)}' is in no graph")
+        renamed = dict(replacement.rewires)
+        taken_over = {id(new) for new in renamed.values()}
+        constants = [self._place(container, value) for value in replacement.initializers]
+        for node in replacement.adds:
+            if node.name is None:
+                node.name = self.unique(f"{describe(at)}/{node.op_type}")
+            for output in node.outputs:
+                if id(output) not in taken_over and output.producer() is node:
+                    output.name = self.unique(output.name or f"{node.name}_out")
+        container.insert_before(at, [node for node in constants if node is not None] + list(replacement.adds))
+        for old, new in replacement.rewires:
+            _take_over(old, new)
+        doomed = list(dict.fromkeys(replacement.removes))
+        feeds = [value for node in doomed for value in node.inputs if value is not None]
+        for node in doomed:
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+        for node in doomed:
+            container.remove(node)
+        self._sweep(feeds)
+
+    def drop_orphans(self) -> None:
+        """Remove initializers that lost their readers while they were still listed as graph inputs.
+
+        Called after those inputs were taken off the list (below IR 4 every initializer is listed).
+        """
+        for value in self._orphans:
+            if value.is_initializer() and not value.is_graph_input() and not value.uses() and value.graph is not None:
+                value.graph.initializers.pop(str(value.name), None)
+        self._orphans.clear()
+
+    def _place(self, container: ir.Graph, value: ir.Value) -> ir.Node | None:
+        """Register ``value`` as an initializer; in a function, which has none, return a Constant node that makes it."""
+        value.name = self.unique(value.name or "constant")
+        if container not in self._functions:
+            container.register_initializer(value)
+            return None
+        tensor = value.const_value
+        assert tensor is not None
+        node = ir.node("Constant", [], attributes={"value": tensor}, name=self.unique(f"{value.name}/Constant"))
+        output = node.outputs[0]
+        output.name, output.dtype, output.shape = self.unique(f"{value.name}_value"), value.dtype, value.shape
+        value.replace_all_uses_with(output)
+        return node
+
+    def _sweep(self, values: Iterable[ir.Value]) -> None:
+        """Remove what the change left without a reader: initializers, and producers whose outputs are all unread."""
+        queue = list(values)
+        while queue:
+            value = queue.pop()
+            if value.uses() or value.is_graph_output():
+                continue
+            producer = value.producer()
+            if producer is not None:
+                if producer.graph is None or any(out.uses() or out.is_graph_output() for out in producer.outputs):
+                    continue
+                queue.extend(inner for inner in producer.inputs if inner is not None)
+                queue.extend(_captured(producer))
+                producer.graph.remove(producer, safe=True)
+            elif value.is_initializer() and value.graph is not None:
+                if value.is_graph_input():
+                    self._orphans.append(value)
+                else:
+                    value.graph.initializers.pop(str(value.name), None)
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Give every use of ``old``, its name, type, shape and metadata to ``new``."""
+    if new.shape is None:
+        new.shape = old.shape
+    if new.type is None:
+        new.type = old.type
+    if old.metadata_props:
+        new.metadata_props.update(old.metadata_props)
+    if old.meta:
+        new.meta.update(old.meta)  # onnx_ir keeps quantization annotations here
+    if new.doc_string is None:
+        new.doc_string = old.doc_string
+    name, old.name = old.name, None
+    new.name = name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield every value that the subgraphs of ``node`` read."""
+    for attribute in node.attributes.values():
+        for graph in _graphs(attribute):
+            for inner in graph.all_nodes():
+                yield from (value for value in inner.inputs if value is not None)
+
+
+def _graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return tuple(attribute.as_graphs())
+    return ()
+
+
+def _names(model: ir.Model) -> Iterator[str]:
+    """Yield every name of a value or a node in the model."""
+    for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
+        for value in (*graph.inputs, *graph.initializers.values()):
+            if value.name:
+                yield value.name
+        for node in graph:
+            if node.name:
+                yield node.name
+            for value in (*node.outputs, *node.inputs):
+                if value is not None and value.name:
+                    yield value.name
