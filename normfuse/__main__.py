@@ -1,0 +1,5 @@
+"""``python -m normfuse``."""
+
+from normfuse.cli import main
+
+main()

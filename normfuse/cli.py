@@ -1,0 +1,251 @@
+"""The command line: parsing and printing only.
+
+Exit codes: 0 done, 1 divergent, 2 bad input or usage, 3 could not be verified, 4 internal error, 130 interrupted.
+Heavy packages are imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from normfuse import __version__
+from normfuse.errors import NormfuseError, UnsupportedForm
+
+if TYPE_CHECKING:
+    from normfuse.emit.target import Target
+    from normfuse.pipeline import Options, Source
+    from normfuse.report.verdict import Verdict
+
+DIVERGENT, BAD_INPUT, NOT_VERIFIED, INTERNAL, INTERRUPTED = 1, 2, 3, 4, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Export, fuse and verify ONNX models with normalization layers.",
+)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
+Out = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The ONNX file to write.")]
+FormName = Annotated[str, typer.Option("--form", help="How norms are written: auto, standard or primitive.")]
+ProviderName = Annotated[str, typer.Option("--provider", help="Where the model will run: cpu or cuda.")]
+Skip = Annotated[str | None, typer.Option("--skip", metavar="NODE_REGEX", help="Leave nodes with such names alone.")]
+AssumeInference = Annotated[
+    bool, typer.Option("--assume-inference", help="Treat training-mode batch norms as inference: changes results.")
+]
+FreezeInputs = Annotated[
+    bool, typer.Option("--freeze-inputs", help="Treat initializers that callers could override as constant.")
+]
+ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.")]
+NoValidate = Annotated[bool, typer.Option("--no-validate", help="Write the result without verifying it.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+
+_state = {"verbose": False, "quiet": False}
+
+
+def _set_up(verbose: bool, quiet: bool) -> None:
+    _state["verbose"], _state["quiet"] = _state["verbose"] or verbose, _state["quiet"] or quiet
+    level = logging.DEBUG if _state["verbose"] else logging.INFO
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("normfuse").setLevel(logging.ERROR if _state["quiet"] else level)
+
+
+def _say(text: str) -> None:
+    if not _state["quiet"]:
+        typer.echo(text, nl=not text.endswith("\n"))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"normfuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export, fuse and verify ONNX models with normalization layers."""
+    _set_up(verbose, quiet)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    form: FormName = "auto",
+    provider: ProviderName = "cpu",
+    skip: Skip = None,
+    assume_inference: AssumeInference = False,
+    freeze_inputs: FreezeInputs = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show every norm of MODEL, and what fuse would do with it or why not."""
+    _set_up(verbose, quiet)
+    from normfuse.pipeline import inspect as run
+    from normfuse.report import schema, table
+
+    report = run(
+        model, _target(form, provider), skip=skip, assume_inference=assume_inference, freeze_inputs=freeze_inputs
+    )
+    if as_json:
+        typer.echo(json.dumps(schema.inspection(report), indent=2, ensure_ascii=False))
+    else:
+        _say(table.inspection(report))
+
+
+@app.command()
+def fuse(
+    model: Model,
+    output: Out,
+    form: FormName = "auto",
+    provider: ProviderName = "cpu",
+    skip: Skip = None,
+    report: ReportFile = None,
+    no_validate: NoValidate = False,
+    freeze_inputs: FreezeInputs = False,
+    assume_inference: AssumeInference = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fold batch norms, write the other norms in the chosen form, verify, and save."""
+    _set_up(verbose, quiet)
+    from normfuse.pipeline import Options
+
+    target = _target(form, provider)
+    _refuse_to_overwrite(model, output)
+    options = Options(skip=skip, assume_inference=assume_inference, freeze_inputs=freeze_inputs)
+    _fuse_and_save(model, output, target, options, report, validate=not no_validate)
+
+
+def _target(form: str, provider: str) -> Target:
+    from normfuse.emit.target import Target, parse_form, parse_provider
+
+    return Target(parse_form(form), parse_provider(provider))
+
+
+def _refuse_to_overwrite(model: Path, output: Path) -> None:
+    if output.exists() and model.exists() and os.path.samefile(output, model):
+        raise UnsupportedForm(f"{output}: is the input; name another file to write")
+
+
+def _fuse_and_save(
+    reference: Source, output: Path, target: Target, options: Options, report_file: Path | None, *, validate: bool
+) -> None:
+    """Fuse ``reference``, verify the result against it, and only then write ``output``."""
+    from dataclasses import replace
+
+    from normfuse import io
+    from normfuse.pipeline import baseline, fuse_in_place, read
+    from normfuse.report import schema, table
+    from normfuse.report.verdict import Verdict
+
+    candidate = read(reference)
+    report = fuse_in_place(candidate, target, options)
+    if validate and report.rewrites:
+        from normfuse.validate import validate as compare
+
+        verdict = compare(baseline(reference, options), candidate, providers=(target.provider,))
+        report = replace(report, validation=verdict)
+    if report_file is not None:
+        _write_json(report_file, schema.fusion_report(report))
+    code = _code(report.validation.verdict) if report.validation is not None else 0
+    if code == 0:
+        io.save(candidate, output)
+    _say(table.fusion_report(report))
+    if code == 0:
+        _say(f"wrote {output}" + ("" if report.rewrites or not validate else " (nothing changed, nothing to verify)"))
+    else:
+        word = "the result differs from the original" if code == DIVERGENT else "the result could not be verified"
+        typer.echo(f"error: {word}; {output} was not written", err=True)
+        raise typer.Exit(code)
+
+
+def _code(verdict: Verdict) -> int:
+    return {"EQUIVALENT": 0, "DIVERGENT": DIVERGENT, "NOT_RUN": NOT_VERIFIED}[verdict.value]
+
+
+def _write_json(path: Path, content: object) -> None:
+    """Write beside, then rename, so that a reader never sees half a file."""
+    from normfuse.errors import ModelIOError
+
+    if path.is_dir():
+        raise ModelIOError(f"{path}: is a folder; name a file to write")
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staged.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(staged, path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise ModelIOError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@app.command()
+def validate(
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="The model whose function is the truth.")],
+    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The model that should compute the same.")],
+    provider: Annotated[
+        list[str] | None, typer.Option("--provider", help="Where both run: cpu (default) or cuda; may be repeated.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", metavar="FILE.npz|FOLDER", help="Your own inputs, by name.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer input families.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the verdict as JSON.")] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prove that CANDIDATE computes what REFERENCE computes, or show where it does not."""
+    _set_up(verbose, quiet)
+    from normfuse.emit.target import parse_provider
+    from normfuse.report import schema, table
+    from normfuse.validate import validate as compare
+
+    providers = tuple(parse_provider(name) for name in provider or ["cpu"])
+    report = compare(reference, candidate, providers=providers, inputs=inputs, quick=quick)
+    if json_file is not None:
+        _write_json(json_file, schema.validation(report))
+    _say(table.validation(report))
+    raise typer.Exit(_code(report.verdict))
+
+
+def main() -> None:
+    """Run the command line and exit with a code of the contract."""
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except NormfuseError as error:
+        _fail(str(error), BAD_INPUT)
+    except Exception as error:
+        show = getattr(error, "show", None)  # a usage error of the command line's parser prints itself
+        if callable(show):
+            show()
+            sys.exit(BAD_INPUT)
+        _fail(f"internal error: {type(error).__name__}: {error} (-v shows the traceback)", INTERNAL)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    if _state["verbose"]:
+        traceback.print_exc()
+    first, *_ = message.splitlines() or [""]
+    typer.echo(f"error: {first}" if not first.startswith("internal error") else first, err=True)
+    sys.exit(code)

@@ -1,0 +1,225 @@
+"""Fold inference BatchNormalization into the linear operator before it, or, where that is exact, after it.
+
+``BN(Wx + b) = (a∘W)x + (a·b + shift)`` with ``a = γ/sqrt(σ² + ε)`` and ``shift = β − a·μ``. Between the two may stand
+Identity, inference Dropout, further BatchNormalization, and Mul, Add, Sub, Div by constants of one number per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.affine import ChannelAffine
+from normfuse.graph.editing import Replacement, describe, removal_refusal
+from normfuse.graph.reading import is_op
+from normfuse.graph.site import Declined, NormSite, Reading
+from normfuse.passes.linear import Linear, Rebuild, absorb, absorb_before, read_consumer, read_linear
+from normfuse.recognise.affine_chain import Channels, Link, Norms, follow, is_linear, norm_affine
+
+_FARTHEST_MEAN = 8.0
+"""Largest |μ|/sqrt(σ² + ε) that is folded into the operator after the norm.
+
+There the mean is no longer subtracted before the products are rounded: their error grows from u·|w·(x − μ)| to u·|w·x|,
+so by this factor at most. Measured: 15 times the error at 100, 17 times at 1e4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A fold that is decided: ``removes`` go, ``rebuild`` makes what takes the place of ``output``."""
+
+    norms: tuple[ir.Node, ...]
+    into: ir.Node
+    removes: tuple[ir.Node, ...]
+    output: ir.Value
+    rebuild: Rebuild
+    note: str = ""
+
+    def replacement(self) -> Replacement:
+        """Return the change, ready for the editor."""
+        rewritten = self.rebuild()
+        return Replacement(self.removes, rewritten.nodes, ((self.output, rewritten.output),), rewritten.initializers)
+
+
+def fold_backward(graph: ir.Graph, norms: Norms, reading: Reading) -> list[Fold | Declined]:
+    """Decide, for each linear operator of ``graph``, whether the norms behind it fold into it. Changes nothing."""
+    outcomes: list[Fold | Declined] = []
+    for node in graph:
+        if is_linear(node) and _may_precede_norm(node):
+            outcomes.extend(_decide_backward(node, norms, reading))
+    return outcomes
+
+
+def _may_precede_norm(node: ir.Node) -> bool:
+    """A cheap look ahead, so that weights are read only where a norm may follow."""
+    value = node.outputs[0]
+    for _ in range(64):
+        uses = value.uses()
+        if len(uses) != 1:
+            return False
+        (reader, _), *_ = uses
+        if is_op(reader, "BatchNormalization"):
+            return True
+        if not is_op(reader, "Identity", "Dropout", "Mul", "Add", "Sub", "Div") or not reader.outputs:
+            return False
+        value = reader.outputs[0]
+    return False
+
+
+def _decide_backward(node: ir.Node, norms: Norms, reading: Reading) -> Iterable[Fold | Declined]:
+    linear = read_linear(node, reading)
+    if isinstance(linear, Declined):
+        return [Declined(linear.reason, norm) for norm in _norms_after(node)]
+    links = follow(node.outputs[0], linear.channels, norms, reading)
+    if not any(link.is_norm for link in links):
+        # The norm in front is read once more for its own reason: other channels, computed parameters, training mode.
+        return [_why_not(norm, linear.channels, norms, reading, node) for norm in _norms_after(node)]
+    affine = compose(links, linear.channels.count)
+    removes = (node, *(link.node for link in links))
+    fold = _finish(linear, absorb(linear, affine, reading), links, removes)
+    if isinstance(fold, Declined):
+        return [Declined(fold.reason, link.node) for link in links if link.is_norm]
+    return [fold]
+
+
+def _norms_after(node: ir.Node) -> list[ir.Node]:
+    """Return the norm that :func:`_may_precede_norm` saw."""
+    value = node.outputs[0]
+    while True:
+        (reader, _), *_ = value.uses()
+        if is_op(reader, "BatchNormalization"):
+            return [reader]
+        value = reader.outputs[0]
+
+
+def _why_not(norm: ir.Node, channels: Channels, norms: Norms, reading: Reading, linear: ir.Node) -> Declined:
+    outcome = norm_affine(norm, channels, norms, reading)
+    if isinstance(outcome, Declined):
+        return outcome
+    value = linear.outputs[0]
+    while value is not norm.inputs[0] and not value.is_graph_output():
+        (reader, _), *_ = value.uses()
+        value = reader.outputs[0]
+    if value.is_graph_output():
+        return _obstacle(norm, f"the result of {value.producer().op_type} '{describe(value.producer())}' is also a graph output")
+    return _obstacle(norm, f"something between it and {linear.op_type} '{describe(linear)}' is no per-channel constant")
+
+
+def compose(links: Iterable[Link], channels: int) -> ChannelAffine:
+    """Return the composition of a chain, first link first."""
+    affine = ChannelAffine.identity(channels)
+    for link in links:
+        if link.affine is not None:
+            affine = affine.then(link.affine)
+    return affine
+
+
+def _finish(
+    linear: Linear, rebuild: Rebuild | Declined, links: tuple[Link, ...], removes: tuple[ir.Node, ...]
+) -> Fold | Declined:
+    if isinstance(rebuild, Declined):
+        return rebuild
+    output = removes[-1].outputs[0]
+    objection = removal_refusal(removes, {output})
+    if objection is not None:
+        return objection
+    norms = tuple(link.node for link in links if link.is_norm)
+    return Fold(norms, linear.node, removes, output, rebuild, _copies(linear))
+
+
+def _copies(linear: Linear) -> str:
+    """Say which shared constants get a private copy."""
+    values = [linear.node.inputs[linear.weight_at], *linear.node.inputs[2:3]]
+    shared = [f"'{value.name}'" for value in values if value is not None and len(value.uses()) > 1]
+    return f"{' and '.join(shared)} shared with other nodes: private copies are written" if shared else ""
+
+
+def fold_forward(graph: ir.Graph, norms: Norms, reading: Reading) -> list[Fold | Declined]:
+    """Decide for each norm of ``graph`` whether it folds into the one linear operator that reads it. Changes nothing."""
+    outcomes: list[Fold | Declined] = []
+    claimed: set[ir.Node] = set()
+    for norm in graph:
+        if norm not in norms or not is_op(norm, "BatchNormalization") or norm in claimed:
+            continue
+        outcome = _decide_forward(norm, norms, reading)
+        outcomes.append(outcome)
+        if isinstance(outcome, Fold):
+            claimed.update(outcome.removes)
+    return outcomes
+
+
+def _decide_forward(norm: ir.Node, norms: Norms, reading: Reading) -> Fold | Declined:
+    affine = norm_affine(norm, None, norms, reading)
+    if affine is None:
+        return _obstacle(norm, "it is not an inference BatchNormalization")
+    if isinstance(affine, Declined):
+        return affine
+    x, rank = norm.inputs[0], reading.ranks.of(norm.inputs[0])
+    if x is None or rank is None:
+        return _no_linear_before(norm, reading)
+    channels = Channels(affine.scale.size, 1, rank)
+    links = (Link(norm, affine, is_norm=True), *follow(norm.outputs[0], channels, norms, reading))
+    last = links[-1].node.outputs[0]
+    consumer = _only_reader(last)
+    linear = None if consumer is None else read_consumer(consumer, last, reading)
+    if linear is None or consumer is None:
+        return _no_linear_before(norm, reading)
+    if isinstance(linear, Declined):
+        return Declined(linear.reason, norm)
+    if linear.channels.count != channels.count or linear.channels.rank != rank:
+        return _no_linear_before(norm, reading)
+    site = norms[norm]
+    distance = _mean_distance(site, reading) if isinstance(site, NormSite) else 0.0
+    if distance > _FARTHEST_MEAN:
+        return Declined(
+            f"its mean lies up to {distance:.3g} deviations from zero: folded into {consumer.op_type} "
+            f"'{describe(consumer)}' behind it, the result would lose accuracy",
+            norm,
+        )
+    rebuild = absorb_before(linear, compose(links, channels.count), x, reading)
+    fold = _finish(linear, rebuild, links, (*(link.node for link in links), consumer))
+    return Declined(fold.reason, norm) if isinstance(fold, Declined) else fold
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    (reader, _), *_ = uses
+    return reader if reader.graph is value.graph else None
+
+
+def _mean_distance(site: NormSite, reading: Reading) -> float:
+    mean, var = reading.constants.array(site.operands.mean), reading.constants.array(site.operands.var)
+    if mean is None or var is None or mean.size == 0:
+        return 0.0
+    deviation = np.sqrt(np.asarray(var, np.float64) + site.spec.epsilon)
+    return float(np.max(np.abs(np.asarray(mean, np.float64)) / deviation))
+
+
+def _no_linear_before(norm: ir.Node, reading: Reading) -> Declined:
+    """Say what stands where a linear operator would have to be."""
+    x = norm.inputs[0]
+    producer = None if x is None else x.producer()
+    if x is None or producer is None:
+        return _obstacle(norm, f"its input '{x.name if x is not None else ''}' is an input of the graph")
+    name = f"{producer.op_type} '{describe(producer)}'"
+    if producer.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"):
+        return _obstacle(norm, f"a quantiser stands before it: {name}")
+    if producer.graph is not norm.graph:
+        return _obstacle(norm, f"its input comes from an outer graph, from {name}")
+    if not is_linear(producer) and not is_op(producer, "Identity", "Dropout", "Mul", "Add", "Sub", "Div"):
+        return _obstacle(norm, f"its input comes from {name}, which is not linear per channel")
+    if x.is_graph_output():
+        return _obstacle(norm, f"the result of {name} is also a graph output")
+    for user, _ in x.uses():
+        if user is not norm:
+            how = "captured by a subgraph, at" if user.graph is not norm.graph else "used by"
+            return _obstacle(norm, f"the result of {name} is also {how} '{describe(user)}'")
+    return _obstacle(norm, f"its input comes from {name}, behind which no linear operator stands alone")
+
+
+def _obstacle(norm: ir.Node, reason: str) -> Declined:
+    return Declined(reason, norm)

@@ -1,0 +1,56 @@
+"""Write norms anew in one form.
+
+Everything is decided before anything is done: sites hold values of the graph as it was read, and the new nodes, which
+already read those values, follow when an earlier norm of the same graph is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from normfuse.emit import emit, is_written
+from normfuse.emit.target import Form
+from normfuse.emit.writing import detach
+from normfuse.graph.editing import Editor, Replacement, describe, refusal
+from normfuse.graph.site import Declined, NormSite, Reading
+from normfuse.report.records import Rewrite
+
+
+def lower_norms(
+    graph: ir.Graph | ir.Function,
+    sites: Sequence[NormSite],
+    form: Form,
+    reading: Reading,
+    editor: Editor,
+    wanted: Callable[[str], bool],
+) -> tuple[list[Rewrite], list[Declined]]:
+    """Write the ``sites`` of ``graph`` in ``form``; return what was done, and what was left alone and why.
+
+    A norm that is already in ``form`` stays as it is, so doing this twice changes nothing; AUTO leaves all of them.
+    wanted: whether the rewrite of that id is selected; ids are made of the name of the norm's output.
+    """
+    decided: list[tuple[NormSite, str, Replacement]] = []
+    declined: list[Declined] = []
+    for site in sites:
+        rewrite_id = f"emit:{site.output.name}"
+        if site.root.graph is not graph or is_written(site, form, reading.opset) or not wanted(rewrite_id):
+            continue
+        replacement = emit(site, form, reading, reading.opset)
+        if isinstance(replacement, Declined):
+            declined.append(replacement)
+        else:
+            decided.append((site, rewrite_id, replacement))
+    rewrites: list[Rewrite] = []
+    for site, rewrite_id, replacement in decided:
+        objection = refusal(replacement)
+        if objection is not None:
+            detach(replacement.adds)
+            declined.append(objection)
+            continue
+        nodes = tuple(describe(node) for node in site.interior)
+        editor.apply(replacement, site.root)
+        into = tuple(describe(node) for node in replacement.adds)
+        rewrites.append(Rewrite(rewrite_id, "emit", nodes, into, f"{site.spelling} as {form.value}"))
+    return rewrites, declined

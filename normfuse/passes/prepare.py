@@ -1,0 +1,131 @@
+"""Make a model readable for the passes: nothing here changes what it computes, and each step says what it did."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from normfuse.errors import ModelIOError
+from normfuse.graph.reading import bodies, has_parameters, is_op, is_standard, reads_output
+
+NORM_OPS = frozenset(
+    {
+        "BatchNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+    }
+)
+
+
+def check_opset(model: ir.Model) -> None:
+    """Raise ModelIOError where the model is newer than the operators that this installation knows."""
+    newest = onnx.defs.onnx_opset_version()
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
+    if opset is not None and opset > newest:
+        raise ModelIOError(f"the model is of opset {opset}; the installed onnx knows opsets up to {newest}")
+
+
+def inline_functions(model: ir.Model) -> tuple[str, ...]:
+    """Inline the functions whose norms depend on the caller, since only the caller knows their constants.
+
+    A function that brings its own constants keeps its place, and is fused where it stands. Returns notes.
+    """
+    if not model.functions:
+        return ()
+    dependent = {key for key, function in model.functions.items() if _depends_on_caller(function)}
+    if not dependent:
+        return ()
+    # A function that calls such a function passes the constants on, so it is opened up as well.
+    changed = True
+    while changed:
+        callers = {
+            key
+            for key, function in model.functions.items()
+            if key not in dependent and any(node.op_identifier() in dependent for node in function.all_nodes())
+        }
+        dependent |= callers
+        changed = bool(callers)
+    try:
+        common.InlinePass(criteria=lambda function: function.identifier() in dependent)(model)
+    except ir.passes.PassError as error:
+        raise ModelIOError(f"functions cannot be inlined: {error.__cause__ or error}") from None
+    names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in dependent))
+    return (f"inlined functions whose norms take their parameters from the caller: {names}",)
+
+
+def _depends_on_caller(function: ir.Function) -> bool:
+    """Whether a norm of ``function`` takes its parameters, its attributes or its linear operator from outside.
+
+    Functions of domain ai.normfuse are bodies of our own operators and stay.
+    """
+    if function.domain == "ai.normfuse":
+        return False
+    inputs = set(function.inputs)
+    for node in function.all_nodes():
+        if not is_standard(node) or node.op_type not in NORM_OPS:
+            continue
+        if has_parameters(node) or any(value in inputs for value in node.inputs):
+            return True
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if producer is not None and any(value in inputs for value in producer.inputs[1:]):
+            return True
+    return False
+
+
+def freeze_inputs(model: ir.Model) -> tuple[str, ...]:
+    """Take initializers out of the graph's inputs, so that no caller can override them. Returns notes."""
+    listed = [value for value in model.graph.inputs if value.is_initializer()]
+    if not listed:
+        return ()
+    kept = [value for value in model.graph.inputs if not value.is_initializer()]
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(kept)
+    notes = [f"{len(listed)} initializers left the inputs of the graph: callers can no longer override them"]
+    if model.ir_version < 4:
+        notes.append(f"IR version {model.ir_version} → 4: below it every initializer must be an input")
+        model.ir_version = 4
+    return tuple(notes)
+
+
+def assume_inference(model: ir.Model) -> tuple[str, ...]:
+    """Make inference of every training-mode BatchNormalization whose batch statistics nobody reads. Returns notes.
+
+    This changes what the model computes: running statistics take the place of those of the batch.
+    """
+    changed: list[str] = []
+    for graph, opset in bodies(model):
+        for node in list(graph):
+            if not is_op(node, "BatchNormalization") or not _is_training(node, opset):
+                continue
+            if any(reads_output(node, index) for index in range(1, len(node.outputs))):
+                continue
+            _make_inference(graph, node, opset)
+            changed.append(node.name or str(node.outputs[0].name))
+    if not changed:
+        return ()
+    return (f"read as inference, as asked (this changes results): {', '.join(changed)}",)
+
+
+def _is_training(node: ir.Node, opset: int) -> bool:
+    if opset >= 14:
+        return node.attributes.get_int("training_mode", 0) != 0
+    return len(node.outputs) > 1 or (opset < 7 and node.attributes.get_int("is_test", 0) == 0)
+
+
+def _make_inference(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    attributes = {name: attribute for name, attribute in node.attributes.items() if name != "training_mode"}
+    if opset < 7:
+        attributes["is_test"] = ir.AttrInt64("is_test", 1)
+    new = ir.Node(
+        node.domain, node.op_type, node.inputs, attributes, num_outputs=1, name=node.name, doc_string=node.doc_string,
+        metadata_props=dict(node.metadata_props), version=node.version,
+    )  # fmt: skip
+    old = node.outputs[0]
+    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = old.name, old.type, old.shape
+    graph.insert_before(node, new)
+    old.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+    graph.remove(node, safe=True)

@@ -1,0 +1,291 @@
+"""fuse: the passes in their order, on a model that is read first and changed after."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from normfuse import io
+from normfuse.emit.target import Form, Target
+from normfuse.errors import UnsupportedForm
+from normfuse.graph.channels import Ranks
+from normfuse.graph.constants import Constants
+from normfuse.graph.editing import Editor, describe
+from normfuse.graph.reading import bodies
+from normfuse.graph.site import Declined, NormSite, Reading
+from normfuse.memory import uncollected
+from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
+from normfuse.passes.lower_norms import lower_norms
+from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs, inline_functions
+from normfuse.recognise import find_norms
+from normfuse.report.records import Change, DeclinedRecord, FusionReport, NormRecord, Rewrite
+from normfuse.spec import kind
+
+Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for beside the target.
+
+    skip: a regular expression; nodes whose name it matches are left as they are. only: replay these rewrites alone.
+    """
+
+    skip: str | None = None
+    only: frozenset[str] | None = None
+    assume_inference: bool = False
+    freeze_inputs: bool = False
+
+
+def read(source: Source) -> ir.Model:
+    """Return ``source`` as a model that may be changed: loaded, converted, or cloned."""
+    if isinstance(source, ir.Model):
+        return source.clone()
+    if isinstance(source, onnx.ModelProto):
+        return io.from_proto(source)
+    return io.load(source)
+
+
+def fuse(
+    model: Source,
+    target: Target | None = None,
+    *,
+    skip: str | None = None,
+    only: Collection[str] | None = None,
+    assume_inference: bool = False,
+    freeze_inputs: bool = False,
+    validate: bool = False,
+) -> tuple[ir.Model, FusionReport]:
+    """Return ``model`` with its BatchNormalization folded and its other norms in the form of ``target``, and a report.
+
+    model: a path, an onnx.ModelProto or an onnx_ir.Model; never changed.
+    skip: regular expression of node names to leave alone. only: ids of an earlier report's rewrites, to replay a part.
+    assume_inference: treat training-mode BatchNormalization as inference. freeze_inputs: treat initializers that
+    callers could override as constant. validate: verify the result against ``model``; the report holds the verdict,
+    nothing is raised on a divergence.
+
+    Raises ModelIOError for an unreadable model, UnsupportedForm for an unknown target or rewrite id.
+    """
+    options = Options(skip, None if only is None else frozenset(only), assume_inference, freeze_inputs)
+    target = target or Target()
+    candidate = read(model)
+    report = fuse_in_place(candidate, target, options)
+    if not validate:
+        return candidate, report
+    from normfuse.validate import validate as compare
+
+    verdict = compare(baseline(model, options), candidate, providers=(target.provider,))
+    return candidate, replace(report, validation=verdict)
+
+
+def baseline(model: Source, options: Options) -> Path | onnx.ModelProto | ir.Model:
+    """Return what the result is verified against: ``model``, or its inference reading where that was asked for."""
+    if not options.assume_inference:
+        return Path(model) if isinstance(model, str) else Path(os.fspath(model)) if isinstance(model, os.PathLike) else model
+    reference = read(model)
+    assume_inference(reference)
+    return reference
+
+
+@dataclass
+class _Ledger:
+    """What has been found and done so far, in order."""
+
+    options: Options
+    pattern: re.Pattern[str] | None
+    rewrites: list[Rewrite] = field(default_factory=list)
+    declined: dict[ir.Node, str] = field(default_factory=dict)
+    plans: dict[ir.Node, str] = field(default_factory=dict)
+    ids: set[str] = field(default_factory=set)
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def identify(self, kind_: str, value: ir.Value) -> str:
+        """Return an id that stays from run to run: branches that reuse a name are numbered in order."""
+        base = f"{kind_}:{value.name}"
+        self.seen[base] += 1
+        name = base if self.seen[base] == 1 else f"{base}#{self.seen[base]}"
+        self.ids.add(name)
+        return name
+
+    def wants(self, identifier: str, nodes: Iterable[ir.Node]) -> bool:
+        """Whether a rewrite was selected, and touches no node that the user wants left alone."""
+        if self.options.only is not None and identifier not in self.options.only:
+            return False
+        return not any(self.skips(node) for node in nodes)
+
+    def skips(self, node: ir.Node) -> bool:
+        """Whether --skip names ``node``."""
+        return self.pattern is not None and bool(node.name) and self.pattern.search(node.name or "") is not None
+
+    def decline(self, node: ir.Node, reason: str) -> None:
+        """Keep the first reason for each node: it is the one closest to the norm."""
+        self.declined.setdefault(node, reason)
+
+    def records(self) -> list[DeclinedRecord]:
+        """Return what was declined, in the order in which it was met."""
+        return [DeclinedRecord(describe(node), _operator(node), reason) for node, reason in self.declined.items()]
+
+
+def _operator(node: ir.Node) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
+@uncollected
+def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionReport:
+    """Do the work of :func:`fuse` on ``model`` itself."""
+    check_opset(model)
+    nodes_before, size_before = measure(model)
+    notes = list(inline_functions(model))
+    if options.assume_inference:
+        notes.extend(assume_inference(model))
+    if options.freeze_inputs:
+        notes.extend(freeze_inputs(model))
+    ledger = _Ledger(options, _compile(options.skip))
+    editor = Editor(model)
+    constants = Constants(model)
+    records: list[NormRecord] = []
+    found: list[tuple[NormRecord, ir.Node]] = []
+    for graph, opset in list(bodies(model)):
+        found.extend(_fuse_graph(graph, opset, target, constants, editor, ledger))
+    for record, root in found:
+        records.append(replace(record, plan=ledger.plans.get(root, "keep")))
+    if options.only is not None and not options.only <= ledger.ids:
+        unknown = ", ".join(sorted(options.only - ledger.ids))
+        raise UnsupportedForm(f"no such rewrite in this model: {unknown}")
+    if ledger.rewrites and model.ir_version < 4:
+        notes.extend(freeze_inputs(model))
+    editor.drop_orphans()
+    nodes_after, size_after = measure(model)
+    if size_after > size_before:
+        notes.append(f"the weights grew by {size_after - size_before} bytes: shared ones got a private copy per use")
+    return FusionReport(
+        opset=model.opset_imports.get("", 1),
+        norms=tuple(records),
+        declined=tuple(ledger.records()),
+        rewrites=tuple(ledger.rewrites),
+        nodes=Change(nodes_before, nodes_after),
+        size=Change(size_before, size_after),
+        notes=tuple(notes),
+    )
+
+
+def _compile(pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise UnsupportedForm(f"--skip '{pattern}' is no regular expression: {error}") from None
+
+
+def measure(model: ir.Model) -> tuple[int, int]:
+    """Return the number of nodes, and the bytes of all initializers, subgraphs and functions included."""
+    count = size = 0
+    for graph, _ in bodies(model):
+        count += len(graph)
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                size += value.const_value.nbytes
+    return count, size
+
+
+def _fuse_graph(
+    graph: ir.Graph, opset: int, target: Target, constants: Constants, editor: Editor, ledger: _Ledger
+) -> list[tuple[NormRecord, ir.Node]]:
+    """Find the norms of one graph, fold what folds, write the rest in the form of ``target``. Returns what was found."""
+
+    def reading() -> Reading:
+        return Reading(opset, constants, Ranks(constants), ledger.options.assume_inference)
+
+    outcomes = find_norms(graph, reading())
+    norms = {outcome.root if isinstance(outcome, NormSite) else outcome.at: outcome for outcome in outcomes}
+    if not norms:
+        return []
+    found = [(_record(site), site.root) for site in outcomes if isinstance(site, NormSite)]
+    for outcome in outcomes:
+        if isinstance(outcome, Declined):
+            ledger.decline(outcome.at, outcome.reason)
+    for node in norms:
+        if ledger.skips(node):
+            ledger.decline(node, "left alone as asked: its name matches --skip")
+    for decide in (fold_backward, fold_forward):
+        folds = _settle(decide(graph, norms, reading()), ledger)
+        _carry_out(folds, editor, ledger)
+        norms = {node: outcome for node, outcome in norms.items() if node.graph is not None}
+    if target.form is not Form.AUTO:
+        sites = [site for site in norms.values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
+        _lower(graph, sites, target.form, reading(), editor, ledger)
+    return found
+
+
+def _settle(outcomes: Iterable[Fold | Declined], ledger: _Ledger) -> list[Fold]:
+    folds = []
+    for outcome in outcomes:
+        if isinstance(outcome, Declined):
+            ledger.decline(outcome.at, outcome.reason)
+        else:
+            folds.append(outcome)
+    return folds
+
+
+def _carry_out(folds: Iterable[Fold], editor: Editor, ledger: _Ledger) -> None:
+    for fold in folds:
+        identifier = ledger.identify("fold-batchnorm", fold.output)
+        if not ledger.wants(identifier, fold.removes):
+            for norm in fold.norms:
+                ledger.decline(norm, "its fold was not selected")
+            continue
+        removed = tuple(describe(node) for node in fold.removes)
+        into = describe(fold.into)
+        plan = f"fold into {into}"
+        for norm in fold.norms:
+            ledger.plans[norm] = plan
+            ledger.declined.pop(norm, None)
+        replacement = fold.replacement()
+        editor.apply(replacement, at=fold.into)
+        added = tuple(describe(node) for node in replacement.adds)
+        ledger.rewrites.append(Rewrite(identifier, "fold-batchnorm", removed, added, fold.note))
+
+
+def _lower(
+    graph: ir.Graph, sites: list[NormSite], form: Form, reading: Reading, editor: Editor, ledger: _Ledger
+) -> None:
+    def wanted(identifier: str) -> bool:
+        ledger.ids.add(identifier)
+        return ledger.options.only is None or identifier in ledger.options.only
+
+    roots = {site.output.name: site.root for site in sites}
+    rewrites, declined = lower_norms(graph, sites, form, reading, editor, wanted)
+    for outcome in declined:
+        ledger.decline(outcome.at, outcome.reason)
+    for rewrite in rewrites:
+        root = roots[rewrite.id.split(":", 1)[1]]
+        ledger.plans[root] = f"emit {rewrite.into[-1]}" if rewrite.into else "keep"
+        ledger.declined.pop(root, None)
+        ledger.rewrites.append(rewrite)
+
+
+def _record(site: NormSite) -> NormRecord:
+    nodes = tuple(describe(node) for node in site.interior)
+    return NormRecord(kind(site.spec), site.spec, site.spelling, nodes, "keep")
+
+
+def inspect(
+    model: Source,
+    target: Target | None = None,
+    *,
+    skip: str | None = None,
+    assume_inference: bool = False,
+    freeze_inputs: bool = False,
+) -> FusionReport:
+    """Return every norm of ``model`` with what :func:`fuse` would do with it, or why not; ``model`` stays as it is.
+
+    Parameters and errors are those of :func:`fuse`. The report's rewrites are those that fuse would make.
+    """
+    options = Options(skip, None, assume_inference, freeze_inputs)
+    return fuse_in_place(read(model), target or Target(), options)

@@ -1,0 +1,64 @@
+"""Recognisers: from any spelling of a norm to a NormSite, or to the reason why it is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import onnx_ir as ir
+
+from normfuse.graph.site import Declined, NormSite, Reading
+from normfuse.recognise.contrib import (
+    known_by_name,
+    microsoft_group_norm,
+    simplified_layer_norm,
+    skip_layer_norm,
+    skip_simplified_layer_norm,
+)
+from normfuse.recognise.reshaped import reshaped_group_norm
+from normfuse.recognise.standard import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+
+Recogniser = Callable[[ir.Node, Reading], NormSite | Declined | None]
+
+RECOGNISERS: tuple[Recogniser, ...] = (
+    # The longest spelling first: a reshaped GroupNorm holds an InstanceNormalization.
+    reshaped_group_norm,
+    batch_norm,
+    instance_norm,
+    group_norm,
+    layer_norm,
+    rms_norm,
+    simplified_layer_norm,
+    skip_layer_norm,
+    skip_simplified_layer_norm,
+    microsoft_group_norm,
+    known_by_name,
+)
+
+
+def find_norms(graph: Iterable[ir.Node], reading: Reading) -> tuple[NormSite | Declined, ...]:
+    """Return the norms among the nodes of one graph, in order; its subgraphs are graphs of their own.
+
+    Each node belongs to one site at most. A reshaped GroupNorm stands at its InstanceNormalization, which comes before
+    a BatchNormalization that is its affine.
+    """
+    found: list[NormSite | Declined] = []
+    claimed: set[ir.Node] = set()
+    for node in graph:
+        if node in claimed:
+            continue
+        result = recognise(node, reading)
+        if result is None:
+            continue
+        found.append(result)
+        if isinstance(result, NormSite):
+            claimed.update(result.interior)
+    return tuple(found)
+
+
+def recognise(node: ir.Node, reading: Reading) -> NormSite | Declined | None:
+    """Return what the first recogniser says that knows ``node``."""
+    for recogniser in RECOGNISERS:
+        result = recogniser(node, reading)
+        if result is not None:
+            return result
+    return None

@@ -1,0 +1,1 @@
+"""What was done and what was found, as values; then how it looks."""

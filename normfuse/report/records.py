@@ -1,0 +1,73 @@
+"""What fuse and inspect found and did, as values. ``schema.py`` writes them as JSON, ``table.py`` as tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from normfuse.report.verdict import ValidationReport
+from normfuse.spec import NormSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NormRecord:
+    """One norm of the model. plan: "fold into X", "emit X", or "keep"."""
+
+    norm: str
+    spec: NormSpec
+    spelling: str
+    nodes: tuple[str, ...]
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeclinedRecord:
+    """A norm that was left alone, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One change. The id is made of the kind and the name of the value that it produces, so that it stays from run to run."""
+
+    id: str
+    kind: str
+    nodes: tuple[str, ...]
+    into: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A quantity before and after."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class FusionReport:
+    """Everything that fuse found and did. ``nodes`` counts operators, ``size`` bytes of initializers."""
+
+    opset: int
+    norms: tuple[NormRecord, ...]
+    declined: tuple[DeclinedRecord, ...]
+    rewrites: tuple[Rewrite, ...]
+    nodes: Change
+    size: Change
+    notes: tuple[str, ...] = ()
+    validation: ValidationReport | None = None
+
+    def json(self) -> dict[str, object]:
+        """Return the report as the JSON object of the command line's contract."""
+        from normfuse.report.schema import fusion_report
+
+        return fusion_report(self)
+
+    def table(self) -> str:
+        """Return the report as text for a terminal."""
+        from normfuse.report.table import fusion_report
+
+        return fusion_report(self)

@@ -1,0 +1,112 @@
+"""Reports as JSON objects: the contract of ``inspect --json``, ``fuse --report`` and ``validate --json``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from normfuse.report.records import Change, FusionReport, NormRecord
+from normfuse.report.verdict import Check, ValidationReport
+from normfuse.spec import Batch, NormSpec, PerChannel, PerGroup, Statistics, Stored
+
+SCHEMA = 1
+"""The version of the JSON. It grows when a field changes its meaning or goes; new fields do not change it."""
+
+
+def statistics(value: Statistics) -> dict[str, Any]:
+    """Return what shares statistics: ``kind`` and, where it has one, its parameter."""
+    if isinstance(value, Stored):
+        return {"kind": "stored"}
+    if isinstance(value, Batch):
+        return {"kind": "batch"}
+    if isinstance(value, PerGroup):
+        return {"kind": "per_group", "groups": value.groups}
+    if isinstance(value, PerChannel):
+        return {"kind": "per_channel"}
+    return {"kind": "trailing", "axes": list(value.axes)}
+
+
+def affine(spec: NormSpec) -> dict[str, Any]:
+    """Return which of γ and β are present, and along what they vary."""
+    layout = spec.affine
+    return {"scale": layout.scale, "bias": layout.bias, "axes": layout.axes.value}
+
+
+def norm(record: NormRecord) -> dict[str, Any]:
+    """Return one norm."""
+    return {
+        "norm": record.norm,
+        "statistics": statistics(record.spec.statistics),
+        "epsilon": record.spec.epsilon,
+        "affine": affine(record.spec),
+        "centred": record.spec.centred,
+        "channel_axis": record.spec.channel_axis,
+        "compute_type": record.spec.compute_type.value,
+        "activation": record.spec.activation.value,
+        "spelling": record.spelling,
+        "nodes": list(record.nodes),
+        "plan": record.plan,
+    }
+
+
+def inspection(report: FusionReport) -> dict[str, Any]:
+    """Return what a model holds, and what fuse would do with it."""
+    return {
+        "schema": SCHEMA,
+        "opset": report.opset,
+        "norms": [norm(record) for record in report.norms],
+        "declined": [{"node": entry.node, "op": entry.op, "reason": entry.reason} for entry in report.declined],
+        "notes": list(report.notes),
+    }
+
+
+def fusion_report(report: FusionReport) -> dict[str, Any]:
+    """Return the inspection with what was done."""
+    return {
+        **inspection(report),
+        "rewrites": [
+            {
+                "id": rewrite.id,
+                "kind": rewrite.kind,
+                "nodes": list(rewrite.nodes),
+                "into": list(rewrite.into),
+                "note": rewrite.note,
+            }
+            for rewrite in report.rewrites
+        ],
+        "nodes": _change(report.nodes),
+        "bytes": _change(report.size),
+        "validation": None if report.validation is None else validation(report.validation),
+    }
+
+
+def _change(change: Change) -> dict[str, int]:
+    return {"before": change.before, "after": change.after}
+
+
+def validation(report: ValidationReport) -> dict[str, Any]:
+    """Return a verdict with its legs and checks; figures that do not apply are null."""
+    return {
+        "schema": SCHEMA,
+        "verdict": report.verdict.value,
+        "legs": [{"name": leg.name, "verdict": leg.verdict.value, "reason": leg.reason} for leg in report.legs],
+        "checks": [_check(check) for check in report.checks],
+        "notes": list(report.notes),
+    }
+
+
+def _check(check: Check) -> dict[str, Any]:
+    return {
+        "leg": check.leg,
+        "inputs": check.inputs,
+        "subject": check.subject,
+        "verdict": check.verdict.value,
+        "error": _finite(check.error),
+        "original_error": _finite(check.original_error),
+        "allowed": _finite(check.allowed),
+        "detail": check.detail,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

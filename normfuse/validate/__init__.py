@@ -1,0 +1,48 @@
+"""Verification against the truth: when are two graphs the same?
+
+The truth is the reference graph in float64 (:mod:`oracle`). A candidate passes when its error against that truth is
+within a
+stated factor of what rounding does to the original (:mod:`tolerance`), end to end, between shared values
+(:mod:`segments`), and
+on each provider (:mod:`sessions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normfuse.emit.target import Provider
+from normfuse.report.verdict import ValidationReport
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    from normfuse.validate.sessions import RuntimeLimits
+
+__all__ = ["validate"]
+
+
+def validate(
+    reference: str | Path | onnx.ModelProto | ir.Model,
+    candidate: str | Path | onnx.ModelProto | ir.Model,
+    *,
+    providers: Sequence[Provider] = (Provider.CPU,),
+    inputs: Path | None = None,
+    quick: bool = False,
+    limits: RuntimeLimits | None = None,
+    libraries: Sequence[Path] = (),
+) -> ValidationReport:
+    """Return whether ``candidate`` computes what ``reference`` does. Neither is changed; their opsets may differ.
+
+    inputs: an .npz file or a folder; default are the families "standard normal", "large mean" and "second size" (of
+    every dynamic axis). quick: one family, graph optimizations on only. limits: what a runtime's child process may cost.
+    libraries: custom-op libraries that the sessions register.
+    Raises ValidationError where the models do not pair up or the inputs do not fit, ModelIOError where one cannot be
+    read.
+    """
+    from normfuse.validate.run import run
+
+    return run(reference, candidate, tuple(providers), inputs, quick=quick, limits=limits, libraries=tuple(libraries))

@@ -1,0 +1,97 @@
+"""The two models: loading them, and whether they can be compared at all."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from normfuse.errors import ModelIOError, ValidationError
+
+# Above this a protobuf file would not hold the weights (2 GiB is the format's limit).
+_INLINE_BYTES = 1_500_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One of the two models. ``path`` is where a runtime can read it, None if it only exists in memory."""
+
+    role: str
+    model: ir.Model
+    path: Path | None
+
+    def on_disk(self, folder: Path) -> Path:
+        """Return a file that onnxruntime can load, writing one into ``folder`` if there is none."""
+        if self.path is not None:
+            return self.path
+        return write(self.model, folder / f"{self.role}.onnx")
+
+
+def write(model: ir.Model, path: Path) -> Path:
+    """Save a copy of ``model`` to ``path``, its weights beside it where they are large or external."""
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    large = external or sum(tensor.nbytes for tensor in tensors) > _INLINE_BYTES
+    ir.save(model.clone(), path, external_data=f"{path.name}.data" if large else None)
+    return path
+
+
+def load(source: Path | str | onnx.ModelProto | ir.Model, role: str) -> Subject:
+    """Return a model from a path, a proto or an IR model. Raises ModelIOError for a file that cannot be read."""
+    if isinstance(source, ir.Model):
+        return Subject(role, source, None)
+    if isinstance(source, onnx.ModelProto):
+        return Subject(role, ir.from_proto(source), None)
+    path = Path(source)
+    try:
+        return Subject(role, ir.load(path), path)
+    except FileNotFoundError as error:
+        raise ModelIOError(f"{role} '{path}' does not exist") from error
+    except Exception as error:
+        # protobuf, onnx and onnx_ir each raise their own types for a broken file.
+        raise ModelIOError(f"{role} '{path}' is not a readable ONNX model: {error}") from error
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for models that only exist in memory; removed when closed."""
+    return tempfile.TemporaryDirectory(prefix="normfuse-models-")
+
+
+def pair_up(reference: ir.Model, candidate: ir.Model) -> None:
+    """Raise ValidationError unless both models take and return values of the same names and types, in any order of
+    inputs.
+
+    Outputs must come in the same order: callers read them by position as well.
+    """
+    given = [_inputs(model) for model in (reference, candidate)]
+    if set(given[0]) != set(given[1]):
+        raise ValidationError(f"the models take different inputs: {_names(given[0])} and {_names(given[1])}")
+    returned = [{value.name or "": value for value in model.graph.outputs} for model in (reference, candidate)]
+    if list(returned[0]) != list(returned[1]):
+        raise ValidationError(f"the models return different outputs: {_names(returned[0])} and {_names(returned[1])}")
+    for kind, pair in (("input", given), ("output", returned)):
+        for name, value in pair[0].items():
+            other = pair[1][name]
+            if None not in (value.dtype, other.dtype) and value.dtype != other.dtype:
+                raise ValidationError(
+                    f"{kind} '{name}' is {_type(value)} in the reference and {_type(other)} in the candidate"
+                )
+            if value.shape is not None and other.shape is not None and len(value.shape) != len(other.shape):
+                raise ValidationError(
+                    f"{kind} '{name}' has shape {value.shape} in the reference and {other.shape} in the candidate"
+                )
+
+
+def _inputs(model: ir.Model) -> dict[str, ir.Value]:
+    return {value.name or "": value for value in model.graph.inputs if value.name not in model.graph.initializers}
+
+
+def _names(values: dict[str, ir.Value]) -> str:
+    return "[" + ", ".join(values) + "]"
+
+
+def _type(value: ir.Value) -> str:
+    return value.dtype.name.lower() if value.dtype is not None else "untyped"

@@ -1,0 +1,48 @@
+"""Building and running the small models that the tests are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime
+
+from normfuse.graph.channels import Ranks
+from normfuse.graph.constants import Constants
+from normfuse.graph.reading import bodies
+from normfuse.graph.site import Reading
+
+Array = npt.NDArray[np.generic]
+
+
+def model_of(text: str) -> ir.Model:
+    """Return the model that ``text`` states in ONNX's textual syntax, shapes inferred."""
+    proto = onnx.parser.parse_model(text)
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+
+
+def reading_of(model: ir.Model, *, assume_inference: bool = False) -> Reading:
+    """Return what a recogniser knows of the main graph of ``model``."""
+    constants = Constants(model)
+    (_, opset), *_ = bodies(model)
+    return Reading(opset, constants, Ranks(constants), assume_inference)
+
+
+def node_types(model: ir.Model) -> list[str]:
+    """Return the operators of the main graph in order."""
+    return [node.op_type for node in model.graph]
+
+
+def run(model: ir.Model, feeds: Mapping[str, Array]) -> list[Array]:
+    """Return the outputs of ``model`` on onnxruntime's CPU, with its optimizer off: the graph as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return list(session.run(None, dict(feeds)))
