@@ -95,7 +95,7 @@ def inspect(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show every norm of MODEL, and what fuse would do with it or why not."""
+    """Show the norms of a model, and their plan."""
     _set_up(verbose, quiet)
     from normfuse.pipeline import inspect as run
     from normfuse.report import schema, table
@@ -123,7 +123,7 @@ def fuse(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fold batch norms, write the other norms in the chosen form, verify, and save."""
+    """Fold and rewrite norms, verify, and save."""
     _set_up(verbose, quiet)
     from normfuse.pipeline import Options
 
@@ -156,8 +156,10 @@ def _fuse_and_save(
     from normfuse.report.verdict import Verdict
 
     candidate = read(reference)
+    _progress("fusing")
     report = fuse_in_place(candidate, target, options)
     if validate and report.rewrites:
+        _progress("verifying the result against the original")
         from normfuse.validate import validate as compare
 
         verdict = compare(baseline(reference, options), candidate, providers=(target.provider,))
@@ -174,6 +176,75 @@ def _fuse_and_save(
         word = "the result differs from the original" if code == DIVERGENT else "the result could not be verified"
         typer.echo(f"error: {word}; {output} was not written", err=True)
         raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    factory: Annotated[
+        str, typer.Argument(metavar="MODULE:FACTORY", help="A function without arguments that returns the module.")
+    ],
+    output: Out,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="A .safetensors file or a saved state dict.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=1x3x224x224[:float32]", help="One input; may be repeated."),
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch", help="A dynamic axis; may be repeated.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", help="The opset to write.")] = None,
+    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Save the model as exported.")] = False,
+    form: FormName = "auto",
+    provider: ProviderName = "cpu",
+    skip: Skip = None,
+    report: ReportFile = None,
+    no_validate: NoValidate = False,
+    freeze_inputs: FreezeInputs = False,
+    assume_inference: AssumeInference = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export a torch module as inference, then fuse and verify it."""
+    _set_up(verbose, quiet)
+    import warnings
+
+    from normfuse import io
+    from normfuse.export import export as write
+    from normfuse.export.factory import parse_dynamic, parse_input, prepare
+    from normfuse.pipeline import Options
+
+    target = _target(form, provider)
+    specs = [parse_input(text) for text in inputs or ()]
+    axes = parse_dynamic(dynamic or ())
+    prepared = prepare(factory, inputs=specs, weights=weights, folder=Path.cwd())
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        model = write(
+            prepared.module,
+            prepared.inputs,
+            input_names=prepared.input_names,
+            dynamic=axes,
+            opset=opset,
+            progress=_progress,
+        )
+    if no_fuse:
+        io.save(model, output)
+        _say(f"wrote {output}")
+        return
+    options = Options(skip=skip, assume_inference=assume_inference, freeze_inputs=freeze_inputs)
+    _fuse_and_save(model, output, target, options, report, validate=not no_validate)
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+def _progress(text: str) -> None:
+    """Say what is going on, where a person is looking."""
+    if not _state["quiet"] and sys.stderr.isatty():
+        typer.echo(f"{text} …", err=True)
 
 
 def _code(verdict: Verdict) -> int:
@@ -210,13 +281,14 @@ def validate(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prove that CANDIDATE computes what REFERENCE computes, or show where it does not."""
+    """Verify one model against another."""
     _set_up(verbose, quiet)
     from normfuse.emit.target import parse_provider
     from normfuse.report import schema, table
     from normfuse.validate import validate as compare
 
     providers = tuple(parse_provider(name) for name in provider or ["cpu"])
+    _progress("evaluating both models")
     report = compare(reference, candidate, providers=providers, inputs=inputs, quick=quick)
     if json_file is not None:
         _write_json(json_file, schema.validation(report))

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import EncodeError
 
 from normfuse.errors import ModelIOError
 from normfuse.memory import uncollected
@@ -64,7 +64,7 @@ def _read_proto(path: Path) -> onnx.ModelProto:
         raise ModelIOError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelIOError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (DecodeError, ValueError, TypeError, UnicodeDecodeError) as error:
+    except Exception as error:  # onnx picks a reader by the file's suffix; each fails in its own way
         raise ModelIOError(f"{path}: not an ONNX model, or a truncated one ({_first_line(error)})") from None
     if not proto.HasField("graph") or proto.ir_version == 0:
         raise ModelIOError(f"{path}: not an ONNX model: it has no graph or no IR version")
@@ -263,7 +263,7 @@ def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 def _needs_external_data(model: ir.Model) -> bool:
     total = 0
     for _, tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
+        if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):  # lazy ones are made of external ones
             return True
         total += tensor.nbytes
     return total > _LARGEST_INLINE

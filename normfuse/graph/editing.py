@@ -70,14 +70,17 @@ class Editor:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._taken: set[str] = set(_names(model))
+        self._numbers: dict[str, int] = {}
         self._functions = {function.graph for function in model.functions.values()}
         self._orphans: list[ir.Value] = []
 
     def unique(self, wish: str) -> str:
         """Return ``wish``, with a number added where the model already has the name, and reserve it."""
-        name, number = wish, 1
+        # Counting goes on where it stopped: the same wish a thousand times must not take a million tries.
+        name, number = wish, self._numbers.get(wish, 1)
         while name in self._taken:
             name, number = f"{wish}_{number}", number + 1
+        self._numbers[wish] = number
         self._taken.add(name)
         return name
 

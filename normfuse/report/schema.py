@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from normfuse.report.records import Change, FusionReport, NormRecord
 from normfuse.report.verdict import Check, ValidationReport
 from normfuse.spec import Batch, NormSpec, PerChannel, PerGroup, Statistics, Stored
@@ -32,12 +34,17 @@ def affine(spec: NormSpec) -> dict[str, Any]:
     return {"scale": layout.scale, "bias": layout.bias, "axes": layout.axes.value}
 
 
+def shortest(value: float) -> float:
+    """Return the shortest decimal of ``value`` as a float32: 1e-05 for what ONNX stores as 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
 def norm(record: NormRecord) -> dict[str, Any]:
     """Return one norm."""
     return {
         "norm": record.norm,
         "statistics": statistics(record.spec.statistics),
-        "epsilon": record.spec.epsilon,
+        "epsilon": shortest(record.spec.epsilon),
         "affine": affine(record.spec),
         "centred": record.spec.centred,
         "channel_axis": record.spec.channel_axis,

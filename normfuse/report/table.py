@@ -44,8 +44,8 @@ def inspection(report: FusionReport) -> str:
 def fusion_report(report: FusionReport) -> str:
     """Return what was done, what was declined with the reason, and the verdict."""
     kinds = Counter(rewrite.kind for rewrite in report.rewrites)
-    what = {"fold-batchnorm": "batch norm chains folded", "emit": "norms written anew"}
-    done = ", ".join(f"{count} {what.get(kind, kind)}" for kind, count in kinds.items()) or "nothing to do"
+    what = {"fold-batchnorm": "fold of batch norms", "emit": "norm written anew"}
+    done = ", ".join(_plural(count, what.get(kind, kind)) for kind, count in kinds.items()) or "nothing to do"
     lines = [
         f"{done}; {report.nodes.before} → {report.nodes.after} nodes, "
         f"{_bytes(report.size.before)} → {_bytes(report.size.after)} of weights"
@@ -101,7 +101,14 @@ def _declined(report: FusionReport) -> list[str]:
 
 def _counts(records: tuple[NormRecord, ...]) -> str:
     counts = Counter(record.norm for record in records)
-    return ", ".join(f"{count} {name} norm{'s' if count > 1 else ''}" for name, count in counts.items()) or "no norms"
+    return ", ".join(_plural(count, f"{name} norm") for name, count in counts.items()) or "no norms"
+
+
+def _plural(count: int, what: str) -> str:
+    first, _, rest = what.partition(" ")
+    if rest.startswith(("of ", "written ")):
+        return f"{count} {first}{'s' if count != 1 else ''} {rest}"
+    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def _statistics(record: NormRecord) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normfuse.emit.target import Provider
+from normfuse.packages import make_callable
 from normfuse.report.verdict import ValidationReport
 
 if TYPE_CHECKING:
@@ -38,11 +39,15 @@ def validate(
     """Return whether ``candidate`` computes what ``reference`` does. Neither is changed; their opsets may differ.
 
     inputs: an .npz file or a folder; default are the families "standard normal", "large mean" and "second size" (of
-    every dynamic axis). quick: one family, graph optimizations on only. limits: what a runtime's child process may cost.
+    every dynamic axis). quick: one family, graph optimizations on only. limits: what a child process may cost.
     libraries: custom-op libraries that the sessions register.
+
     Raises ValidationError where the models do not pair up or the inputs do not fit, ModelIOError where one cannot be
     read.
     """
     from normfuse.validate.run import run
 
     return run(reference, candidate, tuple(providers), inputs, quick=quick, limits=limits, libraries=tuple(libraries))
+
+
+make_callable(__name__)

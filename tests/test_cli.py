@@ -1,0 +1,200 @@
+"""The command line as a user meets it: output, exit codes, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from normfuse import cli
+from tests.folding import BN, build, normal, parameters
+
+TEXT = f"g (float[2,3,6,6] x) => (float[2,4,6,6] y) {{ c = Conv (x, W)  y = {BN} }}"
+
+
+def example(path: Path) -> Path:
+    """Write a small model with a foldable norm."""
+    model = build(TEXT, {"W": normal(4, 3, 1, 1), **parameters(4)})
+    model.graph.node[0].name, model.graph.node[1].name = "/conv", "/bn"
+    onnx.save(model, path)
+    return path
+
+
+def call(*arguments: object) -> int:
+    """Run the command line in this process and return its exit code."""
+    sys_argv, sys.argv = sys.argv, ["normfuse", *map(str, arguments)]
+    cli._state.update(verbose=False, quiet=False)
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+    finally:
+        sys.argv = sys_argv
+    raise AssertionError("main always exits")
+
+
+def test_fuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out, report = example(tmp_path / "in.onnx"), tmp_path / "out.onnx", tmp_path / "report.json"
+    assert call("fuse", source, "-o", out, "--report", report) == 0
+    text = capsys.readouterr().out
+    assert "1 fold of batch norms; 2 → 1 nodes" in text
+    assert "verdict: EQUIVALENT" in text
+    assert f"wrote {out}" in text
+    assert [node.op_type for node in onnx.load(out).graph.node] == ["Conv"]
+    content = json.loads(report.read_text())
+    assert content["schema"] == 1
+    assert content["rewrites"][0] == {
+        "id": "fold-batchnorm:y", "kind": "fold-batchnorm", "nodes": ["/conv", "/bn"], "into": ["/conv"], "note": "",
+    }  # fmt: skip
+    assert content["nodes"] == {"before": 2, "after": 1}
+    assert content["bytes"]["before"] == 48 + 64
+    assert content["bytes"]["after"] == 48 + 16
+    assert content["validation"]["verdict"] == "EQUIVALENT"
+
+
+def test_inspect_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", example(tmp_path / "in.onnx"), "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["norms"] == [
+        {
+            "norm": "batch", "statistics": {"kind": "stored"}, "epsilon": 1e-05,
+            "affine": {"scale": True, "bias": True, "axes": "channel"}, "centred": True, "channel_axis": 1,
+            "compute_type": "input", "activation": "none", "spelling": "BatchNormalization-15", "nodes": ["/bn"],
+            "plan": "fold into /conv",
+        }
+    ]  # fmt: skip
+    assert content["declined"] == []
+    assert content["opset"] == 17
+
+
+def test_inspect_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", example(tmp_path / "in.onnx")) == 0
+    text = capsys.readouterr().out
+    assert "1 batch norm at opset 17" in text
+    assert "fold into /conv" in text
+
+
+def test_nothing_to_do_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    assert call("fuse", example(tmp_path / "in.onnx"), "-o", once, "-q") == 0
+    assert call("fuse", once, "-o", twice) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert twice.read_bytes() == once.read_bytes()
+
+
+def test_quiet_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("fuse", example(tmp_path / "in.onnx"), "-o", tmp_path / "out.onnx", "-q", "--no-validate") == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+USAGE = [
+    (["fuse", "IN", "-o", "OUT", "--form", "standrd"], "unknown form 'standrd'; did you mean 'standard'?"),
+    (["fuse", "IN", "-o", "OUT", "--provider", "cdua"], "unknown provider 'cdua'; did you mean 'cuda'?"),
+    (["fuse", "IN", "-o", "IN"], "is the input; name another file to write"),
+    (["fuse", "missing.onnx", "-o", "OUT"], "missing.onnx: no such file"),
+    (["fuse", "IN", "-o", "."], ".: is a folder; name a file to write"),
+    (["fuse", "IN", "-o", "nowhere/out.onnx"], "no such folder"),
+    (["fuse", "IN", "-o", "OUT", "--skip", "("], "is no regular expression"),
+    (["inspect", "missing.onnx"], "missing.onnx: no such file"),
+    (["validate", "IN", "missing.onnx"], "missing.onnx' does not exist"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE, ids=[" ".join(case[0]) for case in USAGE])
+def test_bad_usage_is_exit_2_and_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example(tmp_path / "in.onnx")
+    names = {"IN": "in.onnx", "OUT": "out.onnx"}
+    assert call(*[names.get(argument, argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def test_unknown_flags_and_missing_arguments_are_exit_2(tmp_path: Path) -> None:
+    source = example(tmp_path / "in.onnx")
+    assert call("fuse", source, "-o", tmp_path / "out.onnx", "--frobnicate") == 2
+    assert call("fuse", source) == 2
+    assert call("fused", source) == 2
+
+
+def test_a_divergent_result_is_exit_1_and_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fold with a deliberately wrong shift never reaches the disk."""
+    from normfuse.affine import ChannelAffine
+    from normfuse.passes import fold_batchnorm
+
+    honest = fold_batchnorm.compose
+
+    def wrong(*arguments: object) -> ChannelAffine:
+        affine = honest(*arguments)  # type: ignore[arg-type]
+        return ChannelAffine(affine.scale * 1.001, affine.shift)
+
+    monkeypatch.setattr(fold_batchnorm, "compose", wrong)
+    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    assert call("fuse", example(tmp_path / "in.onnx"), "-o", out, "--report", report) == 1
+    assert not out.exists()
+    assert "the result differs from the original; " in capsys.readouterr().err
+    assert json.loads(report.read_text())["validation"]["verdict"] == "DIVERGENT"
+
+
+def test_validate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, other, verdict = example(tmp_path / "in.onnx"), tmp_path / "other.onnx", tmp_path / "verdict.json"
+    model = onnx.load(source)
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight[0] *= np.float32(1.001)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "W"))
+    onnx.save(model, other)
+    assert call("validate", source, source) == 0
+    assert "verdict: EQUIVALENT" in capsys.readouterr().out
+    assert call("validate", source, other, "--json", verdict) == 1
+    assert "verdict: DIVERGENT" in capsys.readouterr().out
+    assert json.loads(verdict.read_text())["verdict"] == "DIVERGENT"
+
+
+def test_version_and_module_entry() -> None:
+    result = subprocess.run([sys.executable, "-m", "normfuse", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == "normfuse 0.1.0\n"
+
+
+def test_internal_errors_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from normfuse import pipeline
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(pipeline, "fuse_in_place", broken)
+    assert call("fuse", example(tmp_path / "in.onnx"), "-o", tmp_path / "out.onnx") == 4
+    assert capsys.readouterr().err == "internal error: RuntimeError: boom (-v shows the traceback)\n"
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_interruption_is_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from normfuse import pipeline
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "fuse_in_place", interrupted)
+    assert call("fuse", example(tmp_path / "in.onnx"), "-o", tmp_path / "out.onnx") == 130
+    assert not (tmp_path / "out.onnx").exists()

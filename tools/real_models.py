@@ -1,0 +1,251 @@
+"""Take real architectures through export, fuse and validate, and print what became of their norms.
+
+    python tools/real_models.py                   builds an environment in build/real-models, runs there
+    python tools/real_models.py --here resnet     runs in this environment, the models whose name contains "resnet"
+
+Architectures come from transformers, diffusers, monai and pytorchcv, built from their configurations: no weights are
+downloaded. Every norm gets random statistics that are not 0 and 1. For each model: norms before and after, nodes, the
+worst error as a share of what its budget allows, the verdict, and the seconds of export, fuse and validate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("transformers==5.23.0", "diffusers==0.42.1", "monai==1.6.1")
+WITHOUT_DEPENDENCIES = ("pytorchcv==0.0.74",)  # its torchvision would bring a CUDA build of torch
+
+Built = tuple[Any, tuple[Any, ...]]
+
+
+def _image(*shape: int) -> Any:
+    import torch
+
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def transformers_resnet() -> Built:
+    """ResNet of transformers: BatchNorm."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic")
+    return ResNetForImageClassification(config), (_image(2, 3, 64, 64),)
+
+
+def transformers_segformer() -> Built:
+    """SegFormer of transformers: LayerNorm, and one BatchNorm in the head."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=16, depths=[1, 1, 1, 1])
+    return SegformerForSemanticSegmentation(config), (_image(1, 3, 64, 64),)
+
+
+def transformers_bert() -> Built:
+    """Bert of transformers: LayerNorm."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    return BertModel(config), (torch.arange(24).reshape(2, 12),)
+
+
+def transformers_llama() -> Built:
+    """Llama of transformers: RMSNorm."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    config = LlamaConfig(
+        vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, use_cache=False
+    )
+    return LlamaModel(config), (torch.arange(24).reshape(2, 12),)
+
+
+def diffusers_unet2d() -> Built:
+    """UNet2DModel of diffusers: GroupNorm + SiLU."""
+    import torch
+    from diffusers import UNet2DModel
+
+    model = UNet2DModel(
+        sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )  # fmt: skip
+    return model, (_image(1, 3, 16, 16), torch.tensor([7]))
+
+
+def monai_unet_batch() -> Built:
+    """UNet of monai with BatchNorm, 2-D."""
+    from monai.networks.nets import UNet
+
+    model = UNet(2, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), num_res_units=1, norm="BATCH")
+    return model, (_image(2, 1, 32, 32),)
+
+
+def monai_unet_instance() -> Built:
+    """UNet of monai with InstanceNorm, 3-D."""
+    from monai.networks.nets import UNet
+
+    model = UNet(3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), norm=("INSTANCE", {"affine": True}))
+    return model, (_image(1, 1, 16, 16, 16),)
+
+
+def monai_segresnet_group() -> Built:
+    """SegResNet of monai with GroupNorm, 3-D."""
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(3, init_filters=8, in_channels=1, out_channels=2), (_image(1, 1, 16, 16, 16),)
+
+
+def monai_segresnet_batch() -> Built:
+    """SegResNet of monai with BatchNorm before each activation, 2-D."""
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(2, init_filters=8, in_channels=1, out_channels=2, norm="BATCH"), (_image(1, 1, 32, 32),)
+
+
+def pytorchcv_resnet18() -> Built:
+    """ResNet-18 of pytorchcv at 224: BatchNorm."""
+    from pytorchcv.models.resnet import resnet18
+
+    return resnet18(), (_image(1, 3, 224, 224),)
+
+
+def pytorchcv_mobilenetv2() -> Built:
+    """MobileNetV2 of pytorchcv at 224: BatchNorm, depthwise."""
+    from pytorchcv.models.mobilenetv2 import mobilenetv2_w1
+
+    return mobilenetv2_w1(), (_image(1, 3, 224, 224),)
+
+
+def pytorchcv_densenet121() -> Built:
+    """DenseNet-121 of pytorchcv at 224: BatchNorm before each activation."""
+    from pytorchcv.models.densenet import densenet121
+
+    return densenet121(), (_image(1, 3, 224, 224),)
+
+
+MODELS: tuple[Callable[[], Built], ...] = (
+    transformers_resnet,
+    transformers_segformer,
+    transformers_bert,
+    transformers_llama,
+    diffusers_unet2d,
+    monai_unet_batch,
+    monai_unet_instance,
+    monai_segresnet_group,
+    monai_segresnet_batch,
+    pytorchcv_resnet18,
+    pytorchcv_mobilenetv2,
+    pytorchcv_densenet121,
+)
+
+
+def norm_counts(model: ir.Model) -> str:
+    """Return the norms of a model by kind: "20 batch"."""
+    from collections import Counter
+
+    import normfuse
+
+    report = normfuse.inspect(model)
+    counts = Counter(record.norm for record in report.norms)
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def row(build: Callable[[], Built], form: str) -> list[str]:
+    """Export, fuse and validate one model; return its row of the table."""
+    import normfuse
+    from models.statistics import randomise_statistics, seeded
+    from normfuse.emit.target import Form
+
+    with seeded(0), contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115 - closed with the process
+        module, inputs = build()
+    module = randomise_statistics(module.eval(), seed=1)
+    clock = [time.perf_counter()]
+    original = normfuse.export(module, inputs)
+    clock.append(time.perf_counter())
+    fused, report = normfuse.fuse(original, normfuse.Target(Form(form)))
+    clock.append(time.perf_counter())
+    verdict = normfuse.validate(original, fused)
+    clock.append(time.perf_counter())
+    shares = [check.error / check.allowed for check in verdict.checks if check.allowed > 0]
+    seconds = "/".join(f"{after - before:.1f}" for before, after in zip(clock, clock[1:], strict=False))
+    legs = " ".join(f"{leg.name}:{leg.verdict.value}" for leg in verdict.legs)
+    return [
+        build.__name__,
+        norm_counts(original),
+        norm_counts(fused),
+        f"{report.nodes.before}→{report.nodes.after}",
+        f"{max(shares):.2f}" if shares else "-",
+        legs,
+        seconds,
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f}",
+    ]
+
+
+def build_environment(folder: Path) -> Path:
+    """Make a virtual environment with the libraries; return its Python."""
+    python = folder / "bin" / "python"
+    if not (folder / ".ready").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        pip = [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
+        subprocess.run([*pip, "-e", f"{ROOT}[cpu,torch]", *LIBRARIES], check=True)
+        subprocess.run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES], check=True)
+        (folder / ".ready").touch()
+    return python
+
+
+def run(names: list[str], form: str) -> int:
+    """Print the table; return 1 if any model is not equivalent."""
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, str(ROOT))
+    print("| model | norms before | norms after | nodes | worst error / allowed | verdict | export/fuse/validate s | peak GB |")
+    print("|---|---|---|---|---|---|---|---|")
+    failed = 0
+    for build in MODELS:
+        if names and not any(name in build.__name__ for name in names):
+            continue
+        try:
+            cells = row(build, form)
+        except Exception as error:
+            cells = [build.__name__, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"]
+        failed += "DIVERGENT" in cells[-3 if len(cells) > 3 else -1] or len(cells) < 3
+        print(f"| {' | '.join(cells)} |", flush=True)
+    return 1 if failed else 0
+
+
+def main() -> None:
+    """Parse the command line and run, in an environment of its own unless told otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="run only models whose name contains one of these")
+    parser.add_argument("--here", action="store_true", help="run in this environment")
+    parser.add_argument("--form", default="auto")
+    parser.add_argument("--environment", type=Path, default=ROOT / "build" / "real-models")
+    arguments = parser.parse_args()
+    if arguments.here:
+        sys.exit(run(arguments.names, arguments.form))
+    python = build_environment(arguments.environment)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(python), str(Path(__file__).resolve()), "--here", "--form", arguments.form, *arguments.names]
+        sys.exit(subprocess.run(command, cwd=folder, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
