@@ -538,3 +538,29 @@ def test_any_convolution(
     fused, _ = fuse(model)
     assert [node.op_type for node in fused.graph] == [op]
     assert_same(model, fused)
+
+
+def test_folds_inside_loop_bodies() -> None:
+    text = """g (float[2,3,6,6] x) => (float[2,3,6,6] y, float[4,2,3,6,6] scan) {
+        n = Constant <value_int = 4> ()  t = Constant <value = bool {1}> ()
+        y, scan = Loop (n, t, x) <body = b (int64 i, bool go, float[2,3,6,6] state)
+            => (bool on, float[2,3,6,6] next, float[2,3,6,6] out) {
+            on = Identity (go)  c = Conv (state, W)  k = BatchNormalization (c, s, b, m, v)
+            next = Tanh (k)  out = Neg (next) }> }"""
+    model = build(text, {"W": normal(3, 3, 1, 1), **parameters(3)})
+    fused, report = fuse(model)
+    assert count(fused, "BatchNormalization") == 0
+    assert [rewrite.id for rewrite in report.rewrites] == ["fold-batchnorm:k"]
+    assert_same(model, fused)
+
+
+def test_folds_inside_scan_bodies() -> None:
+    text = """g (float[2,3,6,6] x, float[5,2,3,6,6] steps) => (float[2,3,6,6] y, float[5,2,3,6,6] all) {
+        y, all = Scan <num_scan_inputs = 1, body = b (float[2,3,6,6] state, float[2,3,6,6] step)
+            => (float[2,3,6,6] next, float[2,3,6,6] out) {
+            c = Conv (step, W)  k = BatchNormalization (c, s, b, m, v)  a = Add (k, state)
+            next = Tanh (a)  out = Identity (next) }> (x, steps) }"""
+    model = build(text, {"W": normal(3, 3, 1, 1), **parameters(3)})
+    fused, _ = fuse(model)
+    assert count(fused, "BatchNormalization") == 0
+    assert_same(model, fused)
