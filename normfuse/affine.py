@@ -71,7 +71,7 @@ class ChannelAffine:
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """How channels lie in a weight: seen as (outer, shared, inner, rest), channel c is (outer, inner) = divmod(c, inner).
+    """How channels lie in a weight: as (outer, shared, inner, rest), channel c is (outer, inner) = divmod(c, inner).
 
     Conv's output channels: (1, 1, M, C/g·k…). ConvTranspose's: (g, Cin/g, Cout/g, k…). Conv's input channels:
     (g, M/g, C/g, k…). The columns of a (K, N) matrix: (1, K, N, 1); its rows: (1, 1, K, N).
@@ -202,7 +202,7 @@ def check_range(weight: Array, affine: ChannelAffine, layout: WeightLayout) -> N
     number, so that its relative precision is lost, and what is lost could be seen beside the shift: with K weights a
     channel and activations up to 65504, more than half a unit in the last place of the shift.
     """
-    info = ml_dtypes.finfo(weight.dtype)
+    info = ml_dtypes.finfo(weight.dtype)  # type: ignore[no-untyped-call]
     largest = largest_per_channel(weight, layout)
     if not np.isfinite(largest).all():
         channel = int(np.flatnonzero(~np.isfinite(largest))[0])

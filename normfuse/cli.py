@@ -153,7 +153,6 @@ def _fuse_and_save(
     from normfuse import io
     from normfuse.pipeline import baseline, fuse_in_place, read
     from normfuse.report import schema, table
-    from normfuse.report.verdict import Verdict
 
     candidate = read(reference)
     _progress("fusing")

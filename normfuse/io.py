@@ -239,9 +239,7 @@ def _write(model: ir.Model, path: Path, location: str | None) -> None:
     tensors = [value.const_value for value in values]
     try:
         if location is not None:
-            ir.external_data.unload_from_model(
-                model, path.parent, location, size_threshold_bytes=_SMALLEST_EXTERNAL
-            )
+            ir.external_data.unload_from_model(model, path.parent, location, size_threshold_bytes=_SMALLEST_EXTERNAL)
         path.write_bytes(to_proto(model).SerializeToString(deterministic=True))
     finally:
         for value, tensor in zip(values, tensors, strict=True):

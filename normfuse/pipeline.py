@@ -88,7 +88,13 @@ def fuse(
 def baseline(model: Source, options: Options) -> Path | onnx.ModelProto | ir.Model:
     """Return what the result is verified against: ``model``, or its inference reading where that was asked for."""
     if not options.assume_inference:
-        return Path(model) if isinstance(model, str) else Path(os.fspath(model)) if isinstance(model, os.PathLike) else model
+        return (
+            Path(model)
+            if isinstance(model, str)
+            else Path(os.fspath(model))
+            if isinstance(model, os.PathLike)
+            else model
+        )
     reference = read(model)
     assume_inference(reference)
     return reference
@@ -197,7 +203,7 @@ def measure(model: ir.Model) -> tuple[int, int]:
 def _fuse_graph(
     graph: ir.Graph, opset: int, target: Target, constants: Constants, editor: Editor, ledger: _Ledger
 ) -> list[tuple[NormRecord, ir.Node]]:
-    """Find the norms of one graph, fold what folds, write the rest in the form of ``target``. Returns what was found."""
+    """Find the norms of one graph, fold what folds, write the rest in the target's form. Returns what was found."""
 
     def reading() -> Reading:
         return Reading(opset, constants, Ranks(constants), ledger.options.assume_inference)

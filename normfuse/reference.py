@@ -39,7 +39,7 @@ def evaluate(spec: NormSpec, arrays: Mapping[str, Array]) -> Float64:
     """
     missing = [name for name in _needed(spec) if name not in arrays]
     if missing:
-        raise ValueError(f"{spec} needs the arrays {', '.join(missing)}; got {', '.join(arrays)}")
+        raise ValueError(f"the arrays {', '.join(missing)} are missing, which {spec} needs; got {', '.join(arrays)}")
     wide = {name: np.asarray(array).astype(np.float64) for name, array in arrays.items()}
     x = wide["x"] + wide.get("residual", 0.0) + wide.get("residual_bias", 0.0)
     # Channels first from here on, except for statistics of trailing axes, which do not ask where channels are.

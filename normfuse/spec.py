@@ -110,8 +110,8 @@ def canonical(spec: NormSpec, *, channels: int | None = None, rank: int | None =
     """Return the one spec that stands for all specs of the same function.
 
     With C = ``channels`` and R = ``rank`` of x where known:
-    GroupNorm in C groups is InstanceNorm; LayerNorm over (C, *spatial) with a per-channel (or no) affine is GroupNorm in
-    one group; γ and β per group are γ and β per channel with repeated entries; the axes of an absent affine mean nothing.
+    GroupNorm in C groups is InstanceNorm; LayerNorm over (C, *spatial) with a per-channel (or no) affine is GroupNorm
+    in one group; γ and β per group are γ and β per channel with repeated entries; an absent affine has no axes.
     """
     affine = spec.affine
     if not (affine.scale or affine.bias):

@@ -59,7 +59,10 @@ def fuse(model: onnx.ModelProto, **options: object) -> tuple[ir.Model, FusionRep
 
 def count(model: ir.Model, op_type: str) -> int:
     """Return how many nodes of one operator the model holds, subgraphs and functions included."""
-    nodes = [*model.graph.all_nodes(), *(node for function in model.functions.values() for node in function.all_nodes())]
+    nodes = [
+        *model.graph.all_nodes(),
+        *(node for function in model.functions.values() for node in function.all_nodes()),
+    ]
     return sum(node.op_type == op_type for node in nodes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +37,24 @@ def node_types(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
 
 
-def run(model: ir.Model, feeds: Mapping[str, Array]) -> list[Array]:
+def run(model: ir.Model, feeds: Mapping[str, Array]) -> list[npt.NDArray[Any]]:
     """Return the outputs of ``model`` on onnxruntime's CPU, with its optimizer off: the graph as it is written."""
+    return list(_session(model).run(None, dict(feeds)))
+
+
+def is_runnable(model: ir.Model) -> bool:
+    """Whether onnxruntime's CPU has a kernel for every node of ``model``."""
+    try:
+        _session(model)
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented:
+        return False
+    return True
+
+
+def _session(model: ir.Model) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return list(session.run(None, dict(feeds)))
+    content = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -71,7 +71,7 @@ def test_overflow_is_found_in_its_channel() -> None:
     weight = np.ones((3, 2, 1, 1), np.float16)
     layout = conv_outputs(weight.shape)
     check_range(weight, ChannelAffine(np.array([1.0, -65504.0, 1.0]), np.zeros(3)), layout)
-    with pytest.raises(FoldError, match="overflows float16 in channel 1: largest weight 1 times scale -6.56e"):
+    with pytest.raises(FoldError, match="overflows float16 in channel 1: largest weight 1 times"):
         check_range(weight, ChannelAffine(np.array([1.0, -65600.0, 1.0]), np.zeros(3)), layout)
     with pytest.raises(FoldError, match="the folded bias overflows float16 in channel 2"):
         fold_shift(np.ones(3, np.float16), ChannelAffine(np.array([1.0, 1.0, 7e4]), np.zeros(3)), weight.dtype)
@@ -92,7 +92,9 @@ def test_flush_counts_only_where_it_can_be_seen() -> None:
 def test_largest_per_channel_is_the_maximum(seed: int) -> None:
     random = np.random.default_rng(seed)
     group = int(random.integers(1, 4))
-    weight = random.standard_normal((group * int(random.integers(1, 4)), int(random.integers(1, 5)), 3)).astype(np.float32)
+    weight = random.standard_normal((group * int(random.integers(1, 4)), int(random.integers(1, 5)), 3)).astype(
+        np.float32
+    )
     found = largest_per_channel(weight, conv_inputs(weight.shape, group))
     grouped = np.abs(weight.reshape(group, -1, weight.shape[1], 3)).max(axis=(1, 3)).reshape(-1)
     np.testing.assert_array_equal(found, grouped)

@@ -60,7 +60,15 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
 
     normfuse.save(normfuse.load(tmp_path / "in.onnx"), tmp_path / "out.onnx")
     again = onnx.load(tmp_path / "out.onnx")
-    for field in ("metadata_props", "doc_string", "domain", "model_version", "producer_name", "opset_import", "ir_version"):
+    for field in (
+        "metadata_props",
+        "doc_string",
+        "domain",
+        "model_version",
+        "producer_name",
+        "opset_import",
+        "ir_version",
+    ):
         assert getattr(again, field) == getattr(model, field), field
     assert list(again.training_info) == list(model.training_info)
     for field in ("doc_string", "sparse_initializer", "quantization_annotation", "input", "output"):

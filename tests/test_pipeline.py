@@ -109,7 +109,9 @@ def test_an_opset_newer_than_known() -> None:
     newest = onnx.defs.onnx_opset_version()
     model = two_norms()
     model.opset_import[0].version = newest + 1
-    with pytest.raises(ModelIOError, match=f"the model is of opset {newest + 1}; the installed onnx knows opsets up to"):
+    with pytest.raises(
+        ModelIOError, match=f"the model is of opset {newest + 1}; the installed onnx knows opsets up to"
+    ):
         fuse(model)
 
 

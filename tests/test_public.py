@@ -47,4 +47,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_fusing_needs_neither_torch_nor_onnxruntime() -> None:
-    assert loaded_after("import normfuse; normfuse.fuse, normfuse.load, normfuse.inspect") & {"torch", "onnxruntime"} == set()
+    assert (
+        loaded_after("import normfuse; normfuse.fuse, normfuse.load, normfuse.inspect") & {"torch", "onnxruntime"}
+        == set()
+    )

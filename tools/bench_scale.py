@@ -1,10 +1,10 @@
 """How long fusing takes, and how much memory, as models grow.
 
-    python tools/bench_scale.py            chains of 1000, 3000 and 10000 Conv-BN-ReLU blocks, beside onnxsim if installed
+    python tools/bench_scale.py            chains of 1000 to 10000 Conv-BN-ReLU blocks, beside onnxsim if installed
     python tools/bench_scale.py --large    a 2.4 GB Conv-BN model with external data, beside a copy of its file
 
-Everything runs in one process after the imports, the contenders in turn; medians and the range are printed. Validation is
-off: this times the tool's own work. Needs `pip install normfuse[cpu] onnxsim` for the comparison.
+Everything runs in one process after the imports, the contenders in turn; medians and ranges are printed. Validation
+is off: this times the tool's own work. Needs `pip install normfuse[cpu] onnxsim` for the comparison.
 """
 
 from __future__ import annotations
@@ -216,7 +216,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="the 2.4 GB model instead of the chains")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=None, help="where to write the models (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to write the models (default: a temporary one)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         (large if arguments.large else chains)(arguments.rounds, Path(folder))

@@ -1,8 +1,8 @@
 """Run the examples of README.md and compare what they print with what it shows.
 
-A ```console block holds commands after "$ " and their output; a ```python block is run, and its output is the ```text block
-behind it, if there is one. Numbers may differ from machine to machine, so runs of digits count as equal; blocks marked
-```console no-check are for the reader only (they take long, or write times).
+A ```console block holds commands after "$ " and their output; a ```python block is run, and its output is the
+```text block behind it, if there is one. Numbers may differ from machine to machine, so runs of digits count as equal;
+blocks marked ```console no-check are for the reader only (they take long, or write times).
 """
 
 from __future__ import annotations

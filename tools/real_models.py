@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import resource
 import subprocess
@@ -73,7 +74,12 @@ def transformers_llama() -> Built:
     from transformers import LlamaConfig, LlamaModel
 
     config = LlamaConfig(
-        vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, use_cache=False
+        vocab_size=120,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        use_cache=False,
     )
     return LlamaModel(config), (torch.arange(24).reshape(2, 12),)
 
@@ -103,7 +109,9 @@ def monai_unet_instance() -> Built:
     """UNet of monai with InstanceNorm, 3-D."""
     from monai.networks.nets import UNet
 
-    model = UNet(3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), norm=("INSTANCE", {"affine": True}))
+    model = UNet(
+        3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), norm=("INSTANCE", {"affine": True})
+    )
     return model, (_image(1, 1, 16, 16, 16),)
 
 
@@ -175,7 +183,7 @@ def row(build: Callable[[], Built], form: str) -> list[str]:
     from models.statistics import randomise_statistics, seeded
     from normfuse.emit.target import Form
 
-    with seeded(0), contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115 - closed with the process
+    with seeded(0), contextlib.redirect_stdout(open(os.devnull, "w")):
         module, inputs = build()
     module = randomise_statistics(module.eval(), seed=1)
     clock = [time.perf_counter()]
@@ -186,7 +194,7 @@ def row(build: Callable[[], Built], form: str) -> list[str]:
     verdict = normfuse.validate(original, fused)
     clock.append(time.perf_counter())
     shares = [check.error / check.allowed for check in verdict.checks if check.allowed > 0]
-    seconds = "/".join(f"{after - before:.1f}" for before, after in zip(clock, clock[1:], strict=False))
+    seconds = "/".join(f"{after - before:.1f}" for before, after in itertools.pairwise(clock))
     legs = " ".join(f"{leg.name}:{leg.verdict.value}" for leg in verdict.legs)
     return [
         build.__name__,
@@ -216,7 +224,9 @@ def run(names: list[str], form: str) -> int:
     """Print the table; return 1 if any model is not equivalent."""
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(ROOT))
-    print("| model | norms before | norms after | nodes | worst error / allowed | verdict | export/fuse/validate s | peak GB |")
+    print(
+        "| model | norms before | after | nodes | worst error / allowed | verdict | export/fuse/validate s | peak GB |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     failed = 0
     for build in MODELS:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.affine import ChannelAffine, FoldError
-from normfuse.emit.writing import Draft, channel_count, output_type, role, unwritable, wide_type
+from normfuse.emit.writing import Draft, channel_count, copied, output_type, role, unwritable, wide_type
 from normfuse.graph.editing import Replacement
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.spec import AffineAxes, Batch, PerChannel, PerGroup, Stored, Trailing
@@ -113,7 +113,7 @@ def total(site: NormSite, draft: Draft, dtype: ir.DataType) -> ir.Value:
     for addend in (site.operands.residual, site.operands.residual_bias):
         if addend is not None:
             x = draft.op("Add", x, draft.cast(addend, dtype), dtype=dtype)
-            x.shape = site.operands.x.shape
+            x.shape = copied(site.operands.x.shape)
     return x
 
 

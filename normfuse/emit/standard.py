@@ -18,7 +18,17 @@ from normfuse.emit.primitive import emit_primitive, total, with_affine
 from normfuse.emit.writing import HALVES, Draft, channel_count, output_type, role, type_of, unwritable, wide_type
 from normfuse.graph.editing import Replacement
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.spec import Activation, AffineAxes, ComputeType, PerChannel, PerGroup, Stored, Trailing, canonical
+from normfuse.spec import (
+    Activation,
+    AffineAxes,
+    ComputeType,
+    PerChannel,
+    PerGroup,
+    Statistics,
+    Stored,
+    Trailing,
+    canonical,
+)
 
 _UNIT_EPSILON = 2.0**-16
 """With it, variance 1 − ε plus ε is 1 in float32 exactly; and it is above cuDNN's smallest epsilon, 1e-5."""
@@ -47,8 +57,7 @@ def operator_of(site: NormSite, opset: int) -> str | None:
 
     InstanceNormalization for PerGroup statistics means: between two Reshapes.
     """
-    spec = site.spec
-    statistics = canonical(spec, channels=channel_count(site)).statistics
+    spec, statistics = site.spec, _statistics(site)
     if isinstance(statistics, Stored):
         return "BatchNormalization"
     if isinstance(statistics, Trailing):
@@ -69,7 +78,15 @@ def operator_of(site: NormSite, opset: int) -> str | None:
 
 def takes_reshapes(site: NormSite) -> bool:
     """Whether InstanceNormalization says ``site`` only between two Reshapes: groups of several channels."""
-    return isinstance(canonical(site.spec, channels=channel_count(site)).statistics, PerGroup)
+    return isinstance(_statistics(site), PerGroup)
+
+
+def _statistics(site: NormSite) -> Statistics:
+    """Return the canonical statistics, but those of groups where x has rank 2, which InstanceNormalization refuses."""
+    shape = site.operands.x.shape
+    if shape is not None and shape.rank() == 2:
+        return site.spec.statistics
+    return canonical(site.spec, channels=channel_count(site)).statistics
 
 
 def _holds_outputs(site: NormSite, operator: str) -> bool:
@@ -139,7 +156,7 @@ def _emit_per_sample(site: NormSite, reading: Reading, opset: int, operator: str
     """Write InstanceNormalization, GroupNormalization-21, or InstanceNormalization between two Reshapes."""
     spec, draft = site.spec, Draft(opset, reading.constants)
     rank, channels = reading.ranks.of(site.operands.x), channel_count(site)
-    statistics = canonical(spec, channels=channels).statistics
+    statistics = _statistics(site)
     between = operator == "InstanceNormalization" and takes_reshapes(site)
     obstacle = _parameter_obstacle(site, rank, channels, between=between)
     if obstacle is not None:

@@ -59,7 +59,7 @@ class Draft:
                 value.dtype = kind
         # A later reader must find axes and channels without shape inference.
         if op_type in _SAME_SHAPE and operands[0] is not None:
-            node.outputs[0].shape = operands[0].shape
+            node.outputs[0].shape = copied(operands[0].shape)
         self._nodes.append(node)
         return node.outputs[0]
 
@@ -78,7 +78,7 @@ class Draft:
         """Return the array of a constant, also of one that is in no graph yet; None where ``value`` is not constant."""
         if value is None:
             return None
-        if _is_detached(value):
+        if is_detached(value):
             assert value.const_value is not None
             return np.asarray(value.const_value.numpy())
         return self._constants.array(value)
@@ -112,7 +112,7 @@ class Draft:
     def back(self, value: ir.Value, x: ir.Value) -> ir.Value:
         """Write a Reshape of ``value`` to the shape of ``x``, whatever the batch."""
         result = self.op("Reshape", value, self.op("Shape", x, dtype=ir.DataType.INT64))
-        result.shape = x.shape
+        result.shape = copied(x.shape)
         return result
 
     def transposed(self, value: ir.Value, perm: tuple[int, ...]) -> ir.Value:
@@ -138,6 +138,10 @@ class Draft:
 
     def replacement(self, site: NormSite, rewires: Sequence[tuple[ir.Value, ir.Value]]) -> Replacement:
         """Return what was written as the replacement of ``site``; each new value takes over one old one."""
+        for old, new in rewires:
+            # What the file says of the result stays as it is said, names of symbolic axes included.
+            if old.shape is not None:
+                new.shape = copied(old.shape)
         read = {value for node in self._nodes for value in node.inputs if value is not None}
         return Replacement(
             removes=site.interior,
@@ -153,7 +157,7 @@ class Draft:
 
     def _placed(self, value: ir.Value | None) -> ir.Value | None:
         """Register a constant that a recogniser computed with the initializers."""
-        if value is not None and _is_detached(value) and not any(value is known for known in self._initializers):
+        if value is not None and is_detached(value) and not any(value is known for known in self._initializers):
             self._initializers.append(value)
         return value
 
@@ -165,7 +169,13 @@ def detach(nodes: Sequence[ir.Node]) -> None:
             node.replace_input_with(index, None)
 
 
-def _is_detached(value: ir.Value) -> bool:
+def copied(shape: ir.Shape | None) -> ir.Shape | None:
+    """Return a shape of its own: two values that share one would change together."""
+    return None if shape is None else shape.copy()
+
+
+def is_detached(value: ir.Value) -> bool:
+    """Whether ``value`` is a constant that a recogniser computed, in no graph yet."""
     return value.const_value is not None and value.graph is None and value.producer() is None
 
 

@@ -1,7 +1,7 @@
 """The one place that changes a graph.
 
-Recognisers and emitters return a :class:`Replacement`; the :class:`Editor` checks it once for everybody (nobody else may
-read what goes away) and carries it out: new names are unique over the model, subgraphs and functions included, no
+Recognisers and emitters return a :class:`Replacement`; the :class:`Editor` checks it once for everybody (nobody else
+may read what goes away) and carries it out: new names are unique over the model, subgraphs and functions included, no
 tensor is edited in place, and nodes and initializers that the change made dead go with it.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from normfuse.graph.reading import bodies
 from normfuse.graph.site import Declined
 
 
@@ -32,7 +33,9 @@ class Replacement:
 
 def initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Return a value for ``Replacement.initializers``."""
-    return ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    return ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
 
 
 def describe(node: ir.Node) -> str:
@@ -136,7 +139,7 @@ class Editor:
         assert tensor is not None
         node = ir.node("Constant", [], attributes={"value": tensor}, name=self.unique(f"{value.name}/Constant"))
         output = node.outputs[0]
-        output.name, output.dtype, output.shape = self.unique(f"{value.name}_value"), value.dtype, value.shape
+        output.name, output.type, output.shape = self.unique(f"{value.name}_value"), value.type, value.shape
         value.replace_all_uses_with(output)
         return node
 
@@ -198,10 +201,10 @@ def _graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
 
 def _names(model: ir.Model) -> Iterator[str]:
     """Yield every name of a value or a node in the model."""
-    for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
-        for value in (*graph.inputs, *graph.initializers.values()):
-            if value.name:
-                yield value.name
+    for graph, _ in bodies(model):
+        for known in (*graph.inputs, *graph.initializers.values()):
+            if known.name:
+                yield known.name
         for node in graph:
             if node.name:
                 yield node.name

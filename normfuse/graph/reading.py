@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-import onnx_ir as ir
 
+import onnx_ir as ir
 
 
 def is_standard(node: ir.Node) -> bool:

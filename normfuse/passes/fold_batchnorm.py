@@ -98,12 +98,11 @@ def _why_not(norm: ir.Node, channels: Channels, norms: Norms, reading: Reading, 
     outcome = norm_affine(norm, channels, norms, reading)
     if isinstance(outcome, Declined):
         return outcome
-    value = linear.outputs[0]
-    while value is not norm.inputs[0] and not value.is_graph_output():
-        (reader, _), *_ = value.uses()
-        value = reader.outputs[0]
-    if value.is_graph_output():
-        return _obstacle(norm, f"the result of {value.producer().op_type} '{describe(value.producer())}' is also a graph output")
+    node = linear
+    while node is not norm:
+        if node.outputs[0].is_graph_output():
+            return _obstacle(norm, f"the result of {node.op_type} '{describe(node)}' is also a graph output")
+        (node, _), *_ = node.outputs[0].uses()
     return _obstacle(norm, f"something between it and {linear.op_type} '{describe(linear)}' is no per-channel constant")
 
 
@@ -137,7 +136,7 @@ def _copies(linear: Linear) -> str:
 
 
 def fold_forward(graph: ir.Graph, norms: Norms, reading: Reading) -> list[Fold | Declined]:
-    """Decide for each norm of ``graph`` whether it folds into the one linear operator that reads it. Changes nothing."""
+    """Decide for each norm whether it folds into the one linear operator that reads it. Changes nothing."""
     outcomes: list[Fold | Declined] = []
     claimed: set[ir.Node] = set()
     for norm in graph:

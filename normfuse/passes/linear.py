@@ -1,4 +1,4 @@
-"""Linear operators that absorb an affine map: where their weight, bias and channels lie, and how they are written anew."""
+"""Linear operators that absorb an affine map: where weight, bias and channels lie, and how they are written anew."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FoldedTensor(ir.LazyTensor):
         def fold() -> ir.TensorProtocol:
             return ir.tensor(fold_into_weight(np.asarray(source.numpy()), scale, layout), dtype=source.dtype)
 
-        super().__init__(fold, source.dtype, ir.Shape(source.shape))
+        super().__init__(fold, source.dtype, ir.Shape(source.shape.numpy()))
         self._source, self._scale = source, scale
         self._slices: Callable[[], Any] = lambda: folded_slices(np.asarray(source.numpy()), scale, layout)
 
@@ -88,7 +88,9 @@ def read_linear(node: ir.Node, reading: Reading) -> Linear | Declined:
         value = input_at(node, 1)
         if value is None:
             return Declined(f"{node.op_type} '{describe(node)}' has no weight", node)
-        return Declined(f"the weight '{value.name}' of {node.op_type} '{describe(node)}' {reading.constants.obstacle(value)}", node)
+        return Declined(
+            f"the weight '{value.name}' of {node.op_type} '{describe(node)}' {reading.constants.obstacle(value)}", node
+        )
     weight = reading.constants.array(node.inputs[weight_at])
     assert weight is not None
     if weight.dtype.kind not in "fV" and weight.dtype.name != "bfloat16":
@@ -98,9 +100,8 @@ def read_linear(node: ir.Node, reading: Reading) -> Linear | Declined:
     bias_value = None if bias_at is None or beta == 0.0 else input_at(node, bias_at)
     bias = reading.constants.array(bias_value)
     if bias_value is not None and bias is None:
-        return Declined(
-            f"the bias '{bias_value.name}' of {node.op_type} '{describe(node)}' {reading.constants.obstacle(bias_value)}", node
-        )
+        obstacle = reading.constants.obstacle(bias_value)
+        return Declined(f"the bias '{bias_value.name}' of {node.op_type} '{describe(node)}' {obstacle}", node)
     placed = _place(node, weight, reading, left=left)
     if isinstance(placed, Declined):
         return placed
@@ -119,9 +120,7 @@ def _weight_index(node: ir.Node, reading: Reading) -> tuple[int | None, bool]:
     return None, False
 
 
-def _place(
-    node: ir.Node, weight: Array, reading: Reading, *, left: bool
-) -> tuple[WeightLayout, Channels] | Declined:
+def _place(node: ir.Node, weight: Array, reading: Reading, *, left: bool) -> tuple[WeightLayout, Channels] | Declined:
     name = f"{node.op_type} '{describe(node)}'"
     if node.op_type in ("Conv", "ConvTranspose"):
         if weight.ndim < 3:
@@ -275,9 +274,7 @@ def read_consumer(node: ir.Node, value: ir.Value, reading: Reading) -> Linear | 
         layout = columns(shape) if node.attributes.get_int("transB", 0) else rows(shape)
         return Linear(node, 1, linear.weight, 2, linear.bias, layout, Channels(layout.channels, 1, 2), linear.beta)
     if not _is_unpadded(node):
-        return Declined(
-            f"Conv '{describe(node)}' pads its input: at the border the shift would be missing", node
-        )
+        return Declined(f"Conv '{describe(node)}' pads its input: at the border the shift would be missing", node)
     group = node.attributes.get_int("group", 1)
     if group < 1 or shape[0] % group:
         return Declined(f"Conv '{describe(node)}' has {shape[0]} output channels in {group} groups", node)

@@ -7,14 +7,16 @@ already read those values, follow when an earlier norm of the same graph is repl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import onnx_ir as ir
 
 from normfuse.emit import emit, is_written
 from normfuse.emit.target import Form
-from normfuse.emit.writing import detach
+from normfuse.emit.writing import detach, is_detached
 from normfuse.graph.editing import Editor, Replacement, describe, refusal
 from normfuse.graph.site import Declined, NormSite, Reading
+from normfuse.recognise import find_norms
 from normfuse.report.records import Rewrite
 
 
@@ -28,12 +30,13 @@ def lower_norms(
 ) -> tuple[list[Rewrite], list[Declined]]:
     """Write the ``sites`` of ``graph`` in ``form``; return what was done, and what was left alone and why.
 
+    sites: as :func:`find_norms` read them; those whose operands a fold has replaced meanwhile are read again.
     A norm that is already in ``form`` stays as it is, so doing this twice changes nothing; AUTO leaves all of them.
     wanted: whether the rewrite of that id is selected; ids are made of the name of the norm's output.
     """
     decided: list[tuple[NormSite, str, Replacement]] = []
     declined: list[Declined] = []
-    for site in sites:
+    for site in _current(graph, sites, reading):
         rewrite_id = f"emit:{site.output.name}"
         if site.root.graph is not graph or is_written(site, form, reading.opset) or not wanted(rewrite_id):
             continue
@@ -54,3 +57,19 @@ def lower_norms(
         into = tuple(describe(node) for node in replacement.adds)
         rewrites.append(Rewrite(rewrite_id, "emit", nodes, into, f"{site.spelling} as {form.value}"))
     return rewrites, declined
+
+
+def _current(graph: ir.Graph | ir.Function, sites: Sequence[NormSite], reading: Reading) -> list[NormSite]:
+    """Return ``sites`` with the values that their nodes read now; a norm that is no longer one is left out."""
+    if all(_is_current(site) for site in sites):
+        return list(sites)
+    found = find_norms(graph, reading)
+    fresh = {site.root: site for site in found if isinstance(site, NormSite)}
+    return [fresh[site.root] for site in sites if site.root in fresh]
+
+
+def _is_current(site: NormSite) -> bool:
+    """Whether the nodes of ``site`` still read its operands, constants of the recogniser's own making aside."""
+    read = {value for node in site.interior for value in node.inputs}
+    operands = (getattr(site.operands, field.name) for field in fields(site.operands))
+    return all(value is None or value in read or is_detached(value) for value in operands)

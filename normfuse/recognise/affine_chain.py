@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.affine import ChannelAffine, Float64, FoldError
+from normfuse.affine import Array, ChannelAffine, Float64, FoldError
 from normfuse.graph.reading import has_parameters, input_at, is_op, is_standard, reads_output
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.spec import Stored
@@ -95,7 +95,7 @@ def norm_affine(
         return Declined(
             f"its channels lie along axis 1, the linear operator's along axis {channels.axis} of {channels.rank}", node
         )
-    arrays = []
+    arrays: list[Array] = []
     for name, operand in (
         ("scale", site.operands.scale),
         ("bias", site.operands.bias),
@@ -107,8 +107,9 @@ def norm_affine(
             why = "is missing" if operand is None else f"'{operand.name}' {reading.constants.obstacle(operand)}"
             return Declined(f"its {name} {why}", node)
         arrays.append(array)
+    gamma, beta, mean, var = arrays
     try:
-        affine = ChannelAffine.from_batchnorm(*arrays, site.spec.epsilon)
+        affine = ChannelAffine.from_batchnorm(gamma, beta, mean, var, site.spec.epsilon)
     except FoldError as error:
         return Declined(str(error), node)
     if channels is not None and affine.scale.size != channels.count:

@@ -152,17 +152,18 @@ def is_dim(size: int | Dim | None, value: ir.Value, axis: int) -> bool:
     if size.axis == axis and unwrapped(size.value) is unwrapped(value):
         return True
     other = None if size.value.shape is None or size.axis >= size.value.shape.rank() else size.value.shape[size.axis]
-    return _same(own, other)
+    return same_dim(own, other)
 
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
     """Whether the shapes that the file states for ``a`` and ``b`` are equal, dimension by dimension."""
     if a.shape is None or b.shape is None or a.shape.rank() != b.shape.rank():
         return False
-    return all(_same(one, other) for one, other in zip(a.shape, b.shape, strict=True))
+    return all(same_dim(one, other) for one, other in zip(a.shape, b.shape, strict=True))
 
 
-def _same(one: int | ir.SymbolicDim | None, other: int | ir.SymbolicDim | None) -> bool:
+def same_dim(one: int | ir.SymbolicDim | None, other: int | ir.SymbolicDim | None) -> bool:
+    """Whether two sizes are equal: the same number, or the same name."""
     if isinstance(one, int) or isinstance(other, int):
         return isinstance(one, int) and isinstance(other, int) and one == other
     return one is not None and other is not None and one.value is not None and one.value == other.value

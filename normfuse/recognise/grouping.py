@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from normfuse.graph.reading import input_at
 from normfuse.graph.site import Reading
-from normfuse.recognise.dims import Dim, WholeShape, dims_of, is_dim, same_shape, unwrapped
+from normfuse.recognise.dims import Dim, WholeShape, dims_of, is_dim, same_dim, same_shape, unwrapped
 
 
 def groups_of(x: ir.Value, there: ir.Node, reading: Reading) -> int | str:
@@ -16,7 +16,10 @@ def groups_of(x: ir.Value, there: ir.Node, reading: Reading) -> int | str:
     target = _target(there, reading)
     stated = there.outputs[0].shape
     count = _dim_at(target, 1)
-    if count in (0, -1, None) and stated is not None and stated.rank() > 1 and isinstance(stated[1], int):
+    channels = None if x.shape is None or x.shape.rank() < 2 else x.shape[1]
+    if count == 0 and there.attributes.get_int("allowzero", 0) == 0:
+        count = channels if isinstance(channels, int) else None
+    elif not isinstance(count, int) and stated is not None and stated.rank() > 1 and isinstance(stated[1], int):
         count = stated[1]
     rank = reading.ranks.of(x)
     if not isinstance(count, int) or count < 1:
@@ -25,7 +28,6 @@ def groups_of(x: ir.Value, there: ir.Node, reading: Reading) -> int | str:
         return f"'{x.name}' has rank {rank}: no axis of channels"
     if not _keeps_batch(x, there, target, count):
         return "the Reshape before InstanceNormalization is not proven to keep the batch axis"
-    channels = None if x.shape is None or x.shape.rank() < 2 else x.shape[1]
     if not isinstance(channels, int):
         return f"the number of channels of '{x.name}' is unknown, so the groups may cut one (run shape inference)"
     if channels % count:
@@ -49,8 +51,7 @@ def _keeps_batch(x: ir.Value, there: ir.Node, target: tuple[int | Dim | None, ..
     stated = there.outputs[0].shape
     if stated is None or x.shape is None or x.shape.rank() < 1 or stated.rank() < 2:
         return False
-    batch = stated[0]
-    return batch == x.shape[0] and (isinstance(batch, int) or batch.value is not None)
+    return same_dim(stated[0], x.shape[0])
 
 
 def not_restored(x: ir.Value, back: ir.Node, groups: int, reading: Reading) -> str | None:

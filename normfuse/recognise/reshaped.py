@@ -40,25 +40,25 @@ def reshaped_group_norm(node: ir.Node, reading: Reading) -> NormSite | Declined 
     x = input_at(there, 0)
     if x is None or input_at(back, 0) is not node.outputs[0] or has_parameters(there) or has_parameters(back):
         return None
-    groups = groups_of(x, there, reading)
-    if isinstance(groups, str):
-        return Declined(groups, node)
-    obstacle = not_restored(x, back, groups, reading)
-    if obstacle is not None:
-        return Declined(obstacle, node)
     scale, bias = node.inputs[1:3]
+    has_unit_affine = _is_filled(scale, 1.0, reading) and _is_filled(bias, 0.0, reading)
+    groups = groups_of(x, there, reading)
+    obstacle = groups if isinstance(groups, str) else not_restored(x, back, groups, reading)
+    if isinstance(groups, str) or obstacle is not None:
+        # With an affine of its own it is an InstanceNorm of something reshaped, whatever the Reshapes do.
+        return Declined(str(obstacle), node) if has_unit_affine else None
     # A Reshape that something else reads too stays: the norm does not need it to go.
     goes = sole_user(there.outputs[0]) is node
     chain = _Chain((there, node, back), back, Operands(x), AffineLayout())
-    if _is_filled(scale, 1.0, reading) and _is_filled(bias, 0.0, reading):
+    if has_unit_affine:
         chain = _follow_affine(chain, reading)
     else:
         # Scale and bias of the InstanceNormalization lie along the groups; a Mul and Add after it stay where they are.
         chain = replace(chain, operands=Operands(x, scale, bias), affine=AffineLayout(True, True, AffineAxes.GROUP))
     spec = NormSpec(PerGroup(groups), epsilon(node), affine=chain.affine)
-    spelling = "·".join(part.op_type for part in chain.nodes)
+    spelling = "·".join(part.op_type for part in chain.nodes if part.op_type != "CastLike")
     interior = chain.nodes if goes else chain.nodes[1:]
-    return _within_casts(NormSite(spec, chain.operands, spelling, chain.last, interior))
+    return _within_casts(NormSite(spec, chain.operands, spelling, chain.last, interior), there, back)
 
 
 def sole_user(value: ir.Value) -> ir.Node | None:
@@ -85,42 +85,62 @@ class _Chain:
     operands: Operands
     affine: AffineLayout
 
-    def with_node(self, node: ir.Node) -> _Chain:
-        return replace(self, nodes=(*self.nodes, node), last=node)
+    def with_nodes(self, *nodes: ir.Node) -> _Chain:
+        return replace(self, nodes=(*self.nodes, *nodes), last=nodes[-1])
 
 
 def _follow_affine(chain: _Chain, reading: Reading) -> _Chain:
     """Take in the affine per channel that follows: Mul, Add or Sub of constants, or a BatchNormalization(0, 1)."""
-    user = sole_user(chain.last.outputs[0])
+    user, casts = _reader(chain, reading)
     if user is not None and is_op(user, "BatchNormalization") and _is_affine_only(user, chain, reading):
         return replace(
-            chain.with_node(user),
+            chain.with_nodes(*casts, user),
             operands=replace(chain.operands, scale=user.inputs[1], bias=user.inputs[2]),
             affine=AffineLayout(True, True),
         )
     if user is not None and is_op(user, "Mul"):
-        scale = _per_channel(user, chain, reading)
+        scale = _per_channel(user, chain, casts, reading)
         if scale is not None:
             chain = replace(
-                chain.with_node(user),
+                chain.with_nodes(*casts, user),
                 operands=replace(chain.operands, scale=scale),
                 affine=replace(chain.affine, scale=True),
             )
-            user = sole_user(chain.last.outputs[0])
+            user, casts = _reader(chain, reading)
     if user is not None and is_op(user, "Add", "Sub"):
-        bias = _per_channel(user, chain, reading)
+        bias = _per_channel(user, chain, casts, reading)
         if bias is not None and user.op_type == "Sub":
             bias = _negative(bias, reading) if user.inputs[0] is chain.last.outputs[0] else None
         if bias is not None:
             chain = replace(
-                chain.with_node(user),
+                chain.with_nodes(*casts, user),
                 operands=replace(chain.operands, bias=bias),
                 affine=replace(chain.affine, bias=True),
             )
     return chain
 
 
-def _per_channel(node: ir.Node, chain: _Chain, reading: Reading) -> ir.Value | None:
+def _reader(chain: _Chain, reading: Reading) -> tuple[ir.Node | None, tuple[ir.Node, ...]]:
+    """Return the only node that reads the values of the result so far, and the CastLikes that read only its type.
+
+    torch.onnx writes ``Mul(y, CastLike(scale, y))``.
+    """
+    result = chain.last.outputs[0]
+    users = dict.fromkeys(user for user, _ in result.uses())
+    casts = tuple(
+        user
+        for user in users
+        if is_op(user, "CastLike")
+        and user.inputs[0] is not result
+        and reading.constants.array(user.inputs[0]) is not None
+    )
+    others = [user for user in users if user not in casts]
+    if len(others) != 1 or result.is_graph_output() or others[0].graph is not chain.last.graph:
+        return None, ()
+    return others[0], casts
+
+
+def _per_channel(node: ir.Node, chain: _Chain, casts: tuple[ir.Node, ...], reading: Reading) -> ir.Value | None:
     """Return the other operand of ``node`` where it is a parameter that broadcasts along axis 1 of x exactly.
 
     For rank r: (C, 1, …) of r − 1 axes or (1, C, 1, …) of r; the operand keeps its shape, whose order is that of (C).
@@ -131,7 +151,10 @@ def _per_channel(node: ir.Node, chain: _Chain, reading: Reading) -> ir.Value | N
     if len(others) != 1:
         return None
     (other,) = others
-    if not is_constant(other, reading) and not other.is_initializer():
+    if other.producer() in casts:
+        # It goes with the norm, whose type it takes; its value stays.
+        other = _cast_like_norm(other, chain, reading)
+    elif not is_constant(other, reading) and not other.is_initializer():
         return None
     x = chain.operands.x
     rank = reading.ranks.of(x)
@@ -144,6 +167,8 @@ def _per_channel(node: ir.Node, chain: _Chain, reading: Reading) -> ir.Value | N
 
 
 def _shape_of(value: ir.Value, reading: Reading) -> tuple[int, ...] | None:
+    if value.graph is None and value.const_value is not None:
+        return tuple(value.const_value.shape.numpy())
     tensor = reading.constants.tensor(value)
     if tensor is not None:
         return tuple(tensor.shape.numpy())
@@ -155,11 +180,24 @@ def _shape_of(value: ir.Value, reading: Reading) -> tuple[int, ...] | None:
     return tuple(value.shape.numpy())
 
 
+def _cast_like_norm(value: ir.Value, chain: _Chain, reading: Reading) -> ir.Value:
+    """Return the constant behind a CastLike, in the type of the norm: that of the InstanceNormalization's scale."""
+    cast = value.producer()
+    (norm,) = (node for node in chain.nodes if node.op_type == "InstanceNormalization")
+    ones = reading.constants.array(norm.inputs[1])
+    assert cast is not None
+    array = reading.constants.array(cast.inputs[0])
+    assert ones is not None
+    assert array is not None
+    with np.errstate(over="ignore", under="ignore"):
+        return initializer(str(value.name), ir.tensor(array.astype(ones.dtype)))
+
+
 def _negative(value: ir.Value, reading: Reading) -> ir.Value | None:
     array = reading.constants.array(value)
-    if array is None or value.name is None:
-        return None
-    return initializer(f"{value.name}_negative", ir.tensor(np.negative(array), dtype=value.dtype))
+    if array is None and value.const_value is not None and value.graph is None:
+        array = value.const_value.numpy()
+    return None if array is None else initializer(f"{value.name}_negative", ir.tensor(np.negative(array)))
 
 
 def _is_affine_only(node: ir.Node, chain: _Chain, reading: Reading) -> bool:
@@ -184,16 +222,22 @@ def _is_affine_only(node: ir.Node, chain: _Chain, reading: Reading) -> bool:
     return bool((total == np.float32(1.0)).all())
 
 
-def _within_casts(site: NormSite) -> NormSite:
-    """Take in a Cast up before the norm and the Cast back after it: statistics in float32 for a half type."""
+def _within_casts(site: NormSite, there: ir.Node, back: ir.Node) -> NormSite:
+    """Take in a Cast up before the norm and the Cast back after it: statistics in float32 for a half type.
+
+    What the Cast makes may be read by the norm alone, and by the Shape of its way back.
+    """
     x, output = site.operands.x, site.output
     up, down = x.producer(), sole_user(output)
-    if up is None or down is None or not is_op(up, "Cast") or not is_op(down, "Cast") or sole_user(x) is None:
+    if up is None or down is None or not is_op(up, "Cast") or not is_op(down, "Cast") or x.is_graph_output():
         return site
     source = up.inputs[0]
     if source is None or source.dtype not in _HALVES or x.dtype != ir.DataType.FLOAT:
         return site
     if down.attributes.get_int("to", 0) != source.dtype:
+        return site
+    others = [user for user, _ in x.uses() if user is not there]
+    if not all(is_op(user, "Shape") and sole_user(user.outputs[0]) is back for user in others):
         return site
     return replace(
         site,
@@ -201,5 +245,5 @@ def _within_casts(site: NormSite) -> NormSite:
         operands=replace(site.operands, x=source),
         spelling=f"Cast·{site.spelling}·Cast",
         root=down,
-        interior=(up, *site.interior, down),
+        interior=(up, *others, *site.interior, down),
     )

@@ -128,13 +128,16 @@ def trailing_norm(node: ir.Node, reading: Reading, *, centred: bool) -> NormSite
 
 
 def trains(node: ir.Node, opset: int) -> bool:
-    """Whether a BatchNormalization of ``opset`` uses and updates the statistics of the batch."""
-    outputs = sum(output.name != "" for output in node.outputs)
+    """Whether a BatchNormalization of ``opset`` uses and updates the statistics of the batch.
+
+    Updated statistics among the outputs mean training in every version; from 14 on they are ill-formed without
+    ``training_mode``, as torch's older exporter wrote them for an InstanceNorm left in training.
+    """
+    if sum(output.name != "" for output in node.outputs) > 1:
+        return True
     if opset >= 14:
         return node.attributes.get_int("training_mode", 0) == 1
-    if opset >= 7:
-        return outputs > 1
-    return node.attributes.get_int("is_test", 0) == 0 or outputs > 1
+    return opset < 7 and node.attributes.get_int("is_test", 0) == 0
 
 
 def unreadable(node: ir.Node, *, inputs: int) -> Declined | None:

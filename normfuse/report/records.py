@@ -30,7 +30,7 @@ class DeclinedRecord:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """One change. The id is made of the kind and the name of the value that it produces, so that it stays from run to run."""
+    """One change. The id is made of its kind and the value that it produces: it stays from run to run."""
 
     id: str
     kind: str

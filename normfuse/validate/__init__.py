@@ -1,10 +1,8 @@
 """Verification against the truth: when are two graphs the same?
 
 The truth is the reference graph in float64 (:mod:`oracle`). A candidate passes when its error against that truth is
-within a
-stated factor of what rounding does to the original (:mod:`tolerance`), end to end, between shared values
-(:mod:`segments`), and
-on each provider (:mod:`sessions`).
+within a stated factor of what rounding does to the original (:mod:`tolerance`), end to end, between shared values
+(:mod:`segments`), and on each provider (:mod:`sessions`).
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normfuse.emit.target import Provider
 from normfuse.packages import make_callable
 from normfuse.report.verdict import ValidationReport
 
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from normfuse.emit.target import Provider
     from normfuse.validate.sessions import RuntimeLimits
 
 __all__ = ["validate"]
@@ -30,7 +28,7 @@ def validate(
     reference: str | Path | onnx.ModelProto | ir.Model,
     candidate: str | Path | onnx.ModelProto | ir.Model,
     *,
-    providers: Sequence[Provider] = (Provider.CPU,),
+    providers: Sequence[Provider] | None = None,
     inputs: Path | None = None,
     quick: bool = False,
     limits: RuntimeLimits | None = None,
@@ -38,6 +36,7 @@ def validate(
 ) -> ValidationReport:
     """Return whether ``candidate`` computes what ``reference`` does. Neither is changed; their opsets may differ.
 
+    providers: where both graphs run as well; default the CPU.
     inputs: an .npz file or a folder; default are the families "standard normal", "large mean" and "second size" (of
     every dynamic axis). quick: one family, graph optimizations on only. limits: what a child process may cost.
     libraries: custom-op libraries that the sessions register.
@@ -45,9 +44,11 @@ def validate(
     Raises ValidationError where the models do not pair up or the inputs do not fit, ModelIOError where one cannot be
     read.
     """
+    from normfuse.emit.target import Provider
     from normfuse.validate.run import run
 
-    return run(reference, candidate, tuple(providers), inputs, quick=quick, limits=limits, libraries=tuple(libraries))
+    chosen = (Provider.CPU,) if providers is None else tuple(providers)
+    return run(reference, candidate, chosen, inputs, quick=quick, limits=limits, libraries=tuple(libraries))
 
 
 make_callable(__name__)

@@ -12,7 +12,7 @@ from normfuse.errors import ValidationError
 from normfuse.validate.rounding import Array
 
 
-class OracleCannotRun(ValidationError):  # noqa: N818 - a verdict on the graph, as UnsupportedForm is
+class OracleCannotRun(ValidationError):
     """The oracle does not know an operator, will not run a random one, or the model is too large for it."""
 
     def __init__(self, node: str, op: str, reason: str) -> None:
@@ -22,7 +22,7 @@ class OracleCannotRun(ValidationError):  # noqa: N818 - a verdict on the graph, 
         self.reason = reason
 
 
-class OracleFailed(ValidationError):  # noqa: N818 - as above
+class OracleFailed(ValidationError):
     """An operator that the oracle knows rejected its inputs: mostly a size that does not fit the graph."""
 
     def __init__(self, node: str, op: str, reason: str) -> None:
@@ -31,7 +31,7 @@ class OracleFailed(ValidationError):  # noqa: N818 - as above
         self.op = op
 
 
-class NotOurs(Exception):  # noqa: N818 - a signal to the interpreter, not an error of the user's
+class NotOurs(Exception):
     """Raised by an own operator for a case that onnx.reference handles well."""
 
 

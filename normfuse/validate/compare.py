@@ -57,8 +57,7 @@ def judge(samples: Sequence[Sample], dtype: ir.DataType, *, leg: str, inputs: st
     three).
 
     Limits: at most 3·B per output, 5·B per channel (axis 1; for rank 3 the last axis as well) of 16 elements or more,
-    and the
-    maximum. Channels need the same number in every sample.
+    and the maximum. Channels need the same number in every sample.
     """
     label = _Label(leg, inputs, subject)
     for sample in samples:
@@ -110,8 +109,7 @@ def _judge_classes(samples: Sequence[Sample], dtype: ir.DataType, label: _Label)
     """NaN and infinity: return the failing check, or None.
 
     T finite, in range, and r finite: c must be finite. T finite and r not: c is free. T NaN or ±inf: c in the same
-    class.
-    |T| beyond the type's range: the infinity of its sign is allowed.
+    class. |T| beyond the type's range: the infinity of its sign is allowed.
     """
     limit = largest(dtype)
     lost = invented = free = 0

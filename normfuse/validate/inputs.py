@@ -1,9 +1,8 @@
 """What the graphs are fed with: deterministic families of inputs, or the user's own.
 
 Same model, same numbers: every array is seeded by its family and input name. Equal symbols get equal sizes, never 0.
-Integer
-inputs are bounded by the table that they index where a Gather shows it, else guessed from the name (mask, length),
-else small.
+Integer inputs are bounded by the table that they index where a Gather shows it, else guessed from the name (mask,
+length), else small.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 P_g (validation.md, Budget) is the rms over runs in which every result gets u·κ·N(0, 1) of this size added and every
 initializer is multiplied by 1 + u·U(−1, 1). Half types accumulate in float32 on every provider that we know, so the
-part
-that grows with the accumulation length, and the statistics of a norm, take float32's u there; each result is still
-rounded
-once to its own type.
+part that grows with the accumulation length, and the statistics of a norm, take float32's u there; each result is
+still rounded once to its own type.
 """
 
 from __future__ import annotations
@@ -85,6 +83,28 @@ EXACT = frozenset(
         "Where",
     ]
 )
+# Where the input crosses a tie, the result jumps (validation.md, Discontinuities).
+DISCONTINUOUS = frozenset(
+    [
+        "ArgMax",
+        "ArgMin",
+        "Ceil",
+        "DynamicQuantizeLinear",
+        "Equal",
+        "Floor",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "NonMaxSuppression",
+        "NonZero",
+        "QuantizeLinear",
+        "Round",
+        "Sign",
+        "TopK",
+        "Unique",
+    ]
+)
 # Operators of many roundings whose inner sums we do not look into: one rounding of the size of the whole tensor is
 # added.
 _COMPOUND = frozenset(
@@ -113,10 +133,23 @@ _MEANS = frozenset({"ReduceMean", "AveragePool", "GlobalAveragePool"})
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """One perturbed run. ``scale`` 5 is used to see which discrete results lie within 5·B of a tie."""
+    """One perturbed run: all its noise is multiplied by ``scale``."""
 
     seed: int
     scale: float = 1.0
+
+
+def ordinary(runs: int) -> tuple[Noise, ...]:
+    """Return the noise of ``runs`` runs that measure P."""
+    return tuple(Noise(seed) for seed in range(runs))
+
+
+def undecided(runs: int, scale: float) -> tuple[Noise, ...]:
+    """Return the noise of ``runs`` runs that show which discrete results lie near a tie.
+
+    In pairs of opposite sign: whichever side the tie is on, one of the two moves towards it.
+    """
+    return tuple(Noise(seed // 2, -scale if seed % 2 else scale) for seed in range(runs))
 
 
 def deviation(call: Call, inputs: Sequence[Array | None], y: Array, roundoff: float) -> Array | None:

@@ -127,6 +127,11 @@ def _activation(call: Call, x: Array) -> Results:
     return (activate(x, call.op, alpha, beta),)
 
 
+def _hard_swish(call: Call, x: Array) -> Results:
+    """x · clip(x/6 + 1/2, 0, 1); onnx.reference rounds the 1/6 to float32."""
+    return (x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),)
+
+
 def _gelu(call: Call, x: Array, bias: Array | None = None) -> Results:
     total = x if bias is None else x + bias
     approximate = call.op == "FastGelu" or call.text("approximate", "none") == "tanh"
@@ -317,6 +322,7 @@ OPERATORS: dict[OperatorKey, Operator] = {
     ("", "Clip"): _clip,
     ("", "Softmax"): _softmax,
     ("", "LogSoftmax"): _softmax,
+    ("", "HardSwish"): _hard_swish,
     ("", "Gelu"): _gelu,
     ("com.microsoft", "Gelu"): _gelu,
     ("com.microsoft", "BiasGelu"): _gelu,

@@ -1,9 +1,8 @@
 """Convolutions and matrix products in float64.
 
 onnx.reference computes an im2col by Python loops for some ranks; here every rank is one strided view and a BLAS
-product.
-Source: ONNX operators Conv-1/11/22, ConvTranspose-1/11/22, Gemm-1…13, MatMul; onnxruntime contrib FusedMatMul,
-FusedGemm.
+product. Source: ONNX operators Conv-1/11/22, ConvTranspose-1/11/22, Gemm-1…13, MatMul; onnxruntime contrib
+FusedMatMul, FusedGemm.
 """
 
 from __future__ import annotations
@@ -80,13 +79,16 @@ def convolve(x: Array, weight: Array, call: Call) -> Array:
     flat = weight.reshape(group, maps // group, -1)
     result = np.empty((batch, maps, *out))
     row = channels * math.prod(kernel) * math.prod(out[1:]) * 8
-    rows = max(1, _COLUMN_BYTES // max(row, 1))
-    order = (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
-    for sample in range(batch):
+    rows = max(1, min(out[0], _COLUMN_BYTES // max(row, 1)))
+    # Small planes are multiplied several samples at a time: one matrix product instead of many thin ones.
+    together = max(1, _COLUMN_BYTES // max(row * rows, 1))
+    order = (1, *range(2 + rank, 2 + 2 * rank), 0, *range(2, 2 + rank))
+    for first in range(0, batch, together):
         for start in range(0, out[0], rows):
-            part = view[sample : sample + 1, :, start : start + rows]
+            part = view[first : first + together, :, start : start + rows]
             columns = part.transpose(order).reshape(group, flat.shape[2], -1)
-            result[sample, :, start : start + rows] = (flat @ columns).reshape(maps, -1, *out[1:])
+            product = (flat @ columns).reshape(maps, part.shape[0], -1, *out[1:])
+            result[first : first + together, :, start : start + rows] = product.swapaxes(0, 1)
     return result
 
 

@@ -1,8 +1,7 @@
 """Normalizations in float64, all statistics in two passes.
 
 onnx.reference is not usable for most of them: BatchNormalization 9 to 13 takes batch statistics when ``momentum`` is
-set
-and 7 rejects ``spatial``; GroupNormalization computes E[x²] − E[x]²; MeanVarianceNormalization mixes float32.
+set and 7 rejects ``spatial``; GroupNormalization computes E[x²] − E[x]²; MeanVarianceNormalization mixes float32.
 Source: ONNX operator changelog; onnxruntime ContribOperators.md for com.microsoft.
 """
 

@@ -1,14 +1,11 @@
 """Float64 evaluation of any model: the truth that both graphs are judged by.
 
-A model is cloned, its functions are inlined, and it is interpreted node by node. Float tensors of every type are held
-as
-float64 (Cast, CastLike, Constant, ConstantOfShape and DequantizeLinear included), integer paths are untouched. With
-each value
-goes its nominal type, the one that the graph gives it: rounding is imitated by it.
+A model is cloned, its functions are inlined, and it is interpreted node by node. Float tensors of every type are
+held as float64 (Cast, CastLike, Constant, ConstantOfShape and DequantizeLinear included), integer paths are
+untouched. With each value goes its nominal type, the one that the graph gives it: rounding is imitated by it.
 
 Limits, each raised as OracleCannotRun: random operators; more than ``Limits.macs`` multiply-adds in one run (counted
-as it
-runs); more than ``Limits.live_bytes`` alive at once; an operator that neither we nor onnx.reference know.
+as it runs); more than ``Limits.live_bytes`` alive at once; an operator that neither we nor onnx.reference know.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from normfuse.validate import op_basic, op_linear, op_norms, op_pool
 from normfuse.validate.call import Call, NotOurs, Operator, OperatorKey, OracleCannotRun, OracleFailed
 from normfuse.validate.control import Control
 from normfuse.validate.fallback import Fallback
-from normfuse.validate.noise import Noise, deviation
+from normfuse.validate.noise import DISCONTINUOUS, Noise, deviation
 from normfuse.validate.rounding import Array, is_float, unit_roundoff, widen
 
 OPERATORS: dict[OperatorKey, Operator] = {
@@ -41,6 +38,7 @@ RANDOM = frozenset(
     ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
 )
 _CONTROL = frozenset({"If", "Loop", "Scan"})
+_SHAPES = frozenset({"Shape", "Size"})
 # Inputs that must keep their exact value when initializers are perturbed: exponents (a negative base would become NaN),
 # sizes and factors that decide shapes.
 _EXACT_INPUTS = {"Pow": (1,), "Resize": (1, 2), "Upsample": (1,), "Range": (0, 1, 2), "QuantizeLinear": (1, 2)}
@@ -122,16 +120,23 @@ class Oracle:
         return {value.name: value for value in values if value.name}
 
     def _constant_analysis(self) -> tuple[frozenset[ir.Value], frozenset[ir.Value]]:
-        """Return the values that depend on constants only, and those of them that must not be perturbed."""
+        """Return the values that depend on constants and shapes only, and the constants that must not be perturbed.
+
+        What is computed from shapes ends in shapes: a perturbed Floor(16 · 2.0) would be another size.
+        """
         overridable = set(self.graph.inputs)
         constant = {value for value in self.graph.initializers.values() if value not in overridable}
+        shaped: set[ir.Value] = set()
         for node in self.nodes:
             if node.op_type in _CONTROL or is_random(node):
                 continue
-            if all(value is None or value in constant for value in node.inputs):
+            if node.op_type in _SHAPES or all(value is None or value in constant for value in node.inputs):
                 constant.update(node.outputs)
+                if node.op_type in _SHAPES or not shaped.isdisjoint(value for value in node.inputs if value):
+                    shaped.update(node.outputs)
         exact: set[ir.Value] = set()
-        pending = [
+        pending = [value for node in self.nodes if node.outputs[0] in shaped for value in node.inputs if value]
+        pending += [
             value
             for node in self.graph.all_nodes()
             for index in _EXACT_INPUTS.get(node.op_type, ())
@@ -145,6 +150,16 @@ class Oracle:
             exact.add(value)
             pending.extend(item for item in (producer.inputs if producer else ()) if item is not None)
         return frozenset(constant), frozenset(exact)
+
+    def jumps(self, nodes: Iterable[ir.Node] | None = None) -> tuple[ir.Node, ...]:
+        """Return the nodes (of ``nodes``, else of all) whose result may jump when a computed input moves a little."""
+        found = self.nodes if nodes is None else nodes
+        return tuple(
+            node
+            for node in found
+            if node.op_type in DISCONTINUOUS
+            and not all(value is None or value in self._constant_values for value in node.inputs)
+        )
 
     def run(
         self, feeds: Mapping[str, Array], *, capture: Iterable[str] = (), noise: Noise | None = None
@@ -233,8 +248,13 @@ class Oracle:
 
     def _shaken(self, held: Held, noise: Noise, name: str) -> Array:
         """Return an initializer times 1 + u·U(−1, 1)."""
-        draw = _generator(noise, name).random(held.data.shape, dtype=np.float32) * 2.0 - 1.0
-        return np.asarray(held.data * (1.0 + noise.scale * unit_roundoff(held.dtype) * draw))
+        draw = _generator(noise, name).random(held.data.shape, dtype=np.float32)
+        draw -= np.float32(0.5)
+        # In place: this runs over every weight of every perturbed run.
+        shaken: Array = np.multiply(held.data, draw, dtype=np.float64)
+        shaken *= 2.0 * noise.scale * unit_roundoff(held.dtype)
+        shaken += held.data
+        return shaken
 
     def apply(self, node: ir.Node, env: dict[ir.Value, Held], noise: Noise | None) -> list[Held]:
         """Return the outputs of one node."""
@@ -276,6 +296,8 @@ class Oracle:
             return list(operator(call, *data))
         except NotOurs:
             return self._fallback.run(node, data)
+        except MemoryError as error:
+            raise OracleCannotRun(_name(node), node.op_type, "too large: out of memory") from error
         except (ValueError, TypeError, IndexError, ZeroDivisionError, AttributeError, np.exceptions.AxisError) as error:
             # What NumPy raises for operands that do not fit each other; anything else is a defect of ours and shows as
             # such.

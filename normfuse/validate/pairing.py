@@ -85,6 +85,25 @@ def pair_up(reference: ir.Model, candidate: ir.Model) -> None:
                 )
 
 
+def narrowed_inputs(reference: ir.Model, candidate: ir.Model) -> tuple[str, ...]:
+    """Return, in words, the inputs with an axis that is free in the reference and fixed in the candidate.
+
+    Raises ValidationError where both fix an axis to different sizes.
+    """
+    found = []
+    theirs = _inputs(candidate)
+    for name, value in _inputs(reference).items():
+        shape, other = value.shape, theirs[name].shape
+        if shape is None or other is None:
+            continue
+        pairs = list(zip(shape.dims, other.dims, strict=True))
+        if any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs):
+            raise ValidationError(f"input '{name}' has shape {shape} in the reference and {other} in the candidate")
+        if any(isinstance(b, int) and not isinstance(a, int) for a, b in pairs):
+            found.append(f"input '{name}' takes {shape} in the reference and only {other} in the candidate")
+    return tuple(found)
+
+
 def _inputs(model: ir.Model) -> dict[str, ir.Value]:
     return {value.name or "": value for value in model.graph.inputs if value.name not in model.graph.initializers}
 

@@ -1,8 +1,7 @@
 """Where the whole graph cannot be evaluated: each changed region alone, on activations of the original.
 
 The activations come from the reference's runtime (onnxruntime in a child, with extra outputs), or, where there is
-none, are
-seeded N(0, 1) of the shapes that the graph states. Unknown operators inside unchanged parts never matter.
+none, are seeded N(0, 1) of the shapes that the graph states. Unknown operators inside unchanged parts never matter.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def check_regions(
     candidate: Oracle,
     family: Family | None,
     *,
-    limits: RuntimeLimits | None,
+    limits: RuntimeLimits | None = None,
     libraries: Sequence[Path] = (),
 ) -> SegmentReport:
     """Judge every changed region alone. ``family`` None: no inputs could be made, the activations are made up."""

@@ -1,21 +1,16 @@
 """Locally, not only end to end: each changed part between values that both graphs share is judged alone.
 
 End to end, a 0.1 % change of one γ in the first of a hundred layers drowns in the rounding of the rest; between two
-shared
-values it stands at 199 budgets or more (validation.md). Both sides of a segment are fed the oracle's values rounded to
-the graph's type.
+shared values it stands at 199 budgets or more (validation.md). Both sides of a segment are fed the oracle's values
+rounded to the graph's type.
 
-A value is shared if both graphs have one of its name at the top level. Other tools use a name again for something else
-(the folded convolution keeps the name of the bare one; a γ of 1.02 moves behind a value that keeps its name). So a
-value that
-fails is only suspected, and taken out of the shared ones, where that may have happened: it is off grossly, or whatever
-reads
-it in the candidate has changed as well. If what follows from it agrees, the name was used again; if that fails too, or
-the
-value is an output, the graphs diverge. Chains of values that are off grossly may be ``GROSS_LIMIT`` long, of values
-that are off
-slightly two. By induction along the candidate every remaining shared value is the reference's, given the ones before
-it.
+A value is shared if both graphs have one of its name at the top level. Other tools use a name again for something
+else (the folded convolution keeps the name of the bare one; a γ of 1.02 moves behind a value that keeps its name). So
+a value that fails is only suspected, and taken out of the shared ones, where that may have happened: it is off
+grossly, or whatever reads it in the candidate has changed as well. If what follows from it agrees, the name was used
+again; if that fails too, or the value is an output, the graphs diverge. Chains of values that are off grossly may be
+``GROSS_LIMIT`` long, of values that are off slightly two. By induction along the candidate every remaining shared
+value is the reference's, given the ones before it.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ from normfuse.validate import tolerance
 from normfuse.validate.call import OracleCannotRun, OracleFailed
 from normfuse.validate.compare import Sample, channel_axes, judge
 from normfuse.validate.cones import paired_cones, same_definition
-from normfuse.validate.noise import Noise
+from normfuse.validate.noise import ordinary, undecided
 from normfuse.validate.oracle import Held, Oracle
 from normfuse.validate.rounding import Array, is_float, round_to, widen
 
@@ -194,11 +189,12 @@ def _evaluate(
             raise OracleCannotRun(name, "a sequence", "sequences are not compared")
         dtype = truth.dtype
         reference.forget()
-        scale = 1.0 if is_float(dtype) else tolerance.UNDECIDED_SCALE
-        perturbed = [
-            reference.evaluate(known, [target], noise=Noise(seed, scale))[target].data
-            for seed in range(_draws(truth.data, len(values)))
-        ]
+        noises = (
+            ordinary(_draws(truth.data, len(values)))
+            if is_float(dtype) and not reference.jumps(reference.needed(known, [target]))
+            else undecided(tolerance.PERTURBED_RUNS, tolerance.UNDECIDED_SCALE)
+        )
+        perturbed = [reference.evaluate(known, [target], noise=noise)[target].data for noise in noises]
         reference.forget()
         try:
             own = candidate.values[name]
@@ -208,14 +204,21 @@ def _evaluate(
         except OracleFailed as error:
             return error
         samples.append(Sample(truth.data, tuple(perturbed), None, result[own].data))
+        if _smallest_group(truth.data) * len(samples) >= tolerance.GROUP_ELEMENTS:
+            break
     return samples, dtype
 
 
 def _draws(truth: Array, feeds: int) -> int:
-    """Return how many perturbed runs know P of the smallest group well enough, at most four."""
+    """Return how many perturbed runs per feed know P of the smallest group well enough, at most four."""
+    feeds = min(feeds, -(-tolerance.GROUP_ELEMENTS // _smallest_group(truth)))
+    needed = -(-tolerance.SEGMENT_DRAWS // (_smallest_group(truth) * feeds))
+    return max(1, min(tolerance.PERTURBED_RUNS, needed))
+
+
+def _smallest_group(truth: Array) -> int:
     groups = [truth.size // max(1, truth.shape[axis]) for axis in channel_axes(truth.ndim)]
-    smallest = max(1, min(groups, default=truth.size)) * feeds
-    return max(1, min(tolerance.PERTURBED_RUNS, -(-tolerance.SEGMENT_DRAWS // smallest)))
+    return max(1, int(min(groups, default=truth.size)))
 
 
 def _is_input(oracle: Oracle, name: str) -> bool:

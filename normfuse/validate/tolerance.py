@@ -14,17 +14,16 @@ import onnx_ir as ir
 from normfuse.validate.rounding import FLOATS, unit_roundoff
 
 # Four runs with every initializer and result perturbed by its rounding: rms over four draws of each element knows P_g
-# of a
-# group of 16 elements to about 9 % (1/sqrt(2·64)).
+# of a group of 16 elements to about 9 % (1/sqrt(2·64)).
 PERTURBED_RUNS = 4
 # A group with fewer elements, pooled over an input family, is judged only as part of its output.
 GROUP_ELEMENTS = 16
 # A segment stops perturbing when its smallest group has seen this many draws: the same 9 %.
 SEGMENT_DRAWS = 4 * GROUP_ELEMENTS
 
-# 160 legal variants (all optimization levels, folds in float32 and float64, chains of 50 and 100 blocks, residual nets
-# with
-# 50 and 100 BatchNorms, 10 seeds) reached 1.42·B per output and 2.02·B per channel; 120 single segments 2.23·B.
+# 160 legal variants (all optimization levels, folds in float32 and float64, chains of 50 and 100 blocks, residual
+# nets with 50 and 100 BatchNorms, 10 seeds) reached 1.42·B per output and 2.02·B per channel; 120 single segments
+# 2.23·B.
 OUTPUT_FACTOR = 3.0
 CHANNEL_FACTOR = 5.0
 # The maximum of n normal draws is about sqrt(2 ln n)·σ: 4 σ for a few thousand elements, and twice that for luck. The
@@ -39,18 +38,16 @@ MAXIMUM_OF_NOISE = 4.0
 ILL_CONDITIONED = 1e-2
 ILL_CONDITIONED_ROUNDINGS = 64.0
 
-# Discrete results are undecided where the input lies within 5·B of a tie: seen by perturbing five times as much.
-UNDECIDED_SCALE = 5.0
+# Discrete results are undecided where the oracle's margin is at most 10·B: seen by perturbing ten times as much.
+UNDECIDED_SCALE = 10.0
 
 # The reference's own error is taken for a failure of the runtime (and no budget for the candidate) where it exceeds
-# both
-# one percent of the values and thirty times what rounding explains.
+# both one percent of the values and thirty times what rounding explains.
 REFERENCE_FAILS_SHARE = 1e-2
 REFERENCE_FAILS_ROUNDINGS = 30.0
 
 # A shared value whose segment is off by more than this share of its rms may mean something else in the candidate,
-# whatever
-# reads it: unrelated values of one scale differ by sqrt(2) of their rms. Less is an error.
+# whatever reads it: unrelated values of one scale differ by sqrt(2) of their rms. Less is an error.
 GROSS_SHARE = 0.5
 # So many shared values may turn out to mean something else before the local check gives up.
 GROSS_LIMIT = 32

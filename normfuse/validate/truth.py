@@ -15,7 +15,7 @@ from normfuse.validate import tolerance
 from normfuse.validate.call import OracleFailed
 from normfuse.validate.compare import channel_axes
 from normfuse.validate.inputs import Family, Feed, InputSpec, Sizes
-from normfuse.validate.noise import Noise
+from normfuse.validate.noise import Noise, ordinary, undecided
 from normfuse.validate.oracle import Held, Oracle
 from normfuse.validate.rounding import is_float
 
@@ -68,21 +68,25 @@ def _candidates(specs: Sequence[InputSpec], after: Sizes | None) -> Iterator[Siz
 
 
 def evaluate(oracle: Oracle, family: Family, *, capture: Collection[str] = ()) -> Truth:
-    """Return the truth of ``family``. Raises OracleCannotRun, OracleFailed."""
+    """Return the truth of ``family``. Raises OracleCannotRun, OracleFailed.
+
+    Where a result jumps inside the graph (QuantizeLinear, Round, a comparison), end to end only faults above ten
+    roundings are told from a decision that fell otherwise: P is that of the runs that perturb ten times as much.
+    Segments cut there.
+    """
     perturbed = []
-    discrete = any(not is_float(value.dtype) for value in oracle.graph.outputs)
+    jumps = bool(oracle.jumps())
+    discrete = jumps or any(not is_float(value.dtype) for value in oracle.graph.outputs)
     start = time.monotonic()
     outputs = [oracle.run(feed, capture=capture) for feed in family.feeds]
     seconds = time.monotonic() - start
     for feed in family.feeds:
         oracle.forget()
-        runs = [oracle.run(feed, noise=Noise(seed)) for seed in range(tolerance.PERTURBED_RUNS)]
+        runs = [oracle.run(feed, noise=noise) for noise in ordinary(tolerance.PERTURBED_RUNS)]
         if discrete:
-            wide = [
-                oracle.run(feed, noise=Noise(seed, tolerance.UNDECIDED_SCALE))
-                for seed in range(tolerance.PERTURBED_RUNS)
-            ]
-            runs = [_with_discrete(run, other) for run, other in zip(runs, wide, strict=True)]
+            near_ties = undecided(tolerance.PERTURBED_RUNS, tolerance.UNDECIDED_SCALE)
+            wide = [oracle.run(feed, noise=noise) for noise in near_ties]
+            runs = [_with_discrete(run, other) for run, other in zip(runs, wide, strict=True)] if not jumps else wide
         perturbed.append(tuple(runs))
     oracle.forget()
     return Truth(family, tuple(outputs), tuple(perturbed), seconds)
@@ -93,12 +97,16 @@ def _with_discrete(run: dict[str, Held], wide: dict[str, Held]) -> dict[str, Hel
 
 
 def feeds_for(oracle: Oracle, specs: Sequence[InputSpec], family: str, sizes: Sizes) -> tuple[Feed, ...]:
-    """Return as many feeds as give every channel of every output 16 elements, while the graph is cheap; at least
-    one."""
+    """Return as many feeds as give every channel of every output 16 elements, while the graph is cheap; at least one.
+
+    Cheap by a perturbed run, which draws noise for every weight: five such runs follow for each feed.
+    """
     first = generated.synthesise(specs, family, sizes, 0)
-    start = time.monotonic()
     outputs = oracle.run(first)
+    start = time.monotonic()
+    oracle.run(first, noise=Noise(0))
     seconds = time.monotonic() - start
+    oracle.forget()
     smallest = min((_group(outputs[value.name].data) for value in oracle.graph.outputs if value.name), default=1)
     count = -(-tolerance.GROUP_ELEMENTS // max(1, smallest))
     if seconds * count > _CHEAP_SECONDS:

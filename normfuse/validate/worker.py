@@ -16,8 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from normfuse.validate.rounding import Array
-from normfuse.validate.sessions import load_arrays, save_arrays
+from normfuse.validate.sessions import Array, load_arrays, save_arrays
 
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 
@@ -61,9 +60,9 @@ def _do(job: dict[str, Any], task: dict[str, Any], folder: Path) -> dict[str, st
     options.log_severity_level = 4
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if task["optimize"] else level.ORT_DISABLE_ALL
-    for library in job["libraries"]:
-        options.register_custom_ops_library(library)
     try:
+        for library in job["libraries"]:
+            options.register_custom_ops_library(library)
         session = ort.InferenceSession(task["model"], options, providers=[_with_options(provider)])
     except MemoryError as error:
         return _failed("MEMORY", error)

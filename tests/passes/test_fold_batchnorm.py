@@ -38,7 +38,9 @@ def test_folds_into_the_operator_before_it(body: str, arrays: dict[str, Array]) 
     fused, report = fuse(model)
     assert [node.op_type for node in fused.graph] == [body.split(maxsplit=1)[0]]
     assert [rewrite.kind for rewrite in report.rewrites] == ["fold-batchnorm"]
-    assert [record.plan for record in report.norms] == ["fold into Conv → c" if "Tr" not in body else "fold into ConvTranspose → c"]
+    assert [record.plan for record in report.norms] == [
+        "fold into Conv → c" if "Tr" not in body else "fold into ConvTranspose → c"
+    ]
     assert_same(model, fused)
 
 
@@ -78,7 +80,9 @@ GEMM = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("alpha", "beta", "ta", "tb", "c"), [case[1:] for case in GEMM], ids=[case[0] for case in GEMM])
+@pytest.mark.parametrize(
+    ("alpha", "beta", "ta", "tb", "c"), [case[1:] for case in GEMM], ids=[case[0] for case in GEMM]
+)
 def test_folds_into_gemm(alpha: float, beta: float, ta: int, tb: int, c: tuple[int, ...] | None) -> None:
     arrays = {"W": normal(4, 5) if tb else normal(5, 4), **parameters(4)}
     if c is not None:
@@ -97,7 +101,9 @@ MATMUL = [
 ]
 
 
-@pytest.mark.parametrize(("body", "x", "w", "y", "left"), [case[1:] for case in MATMUL], ids=[case[0] for case in MATMUL])
+@pytest.mark.parametrize(
+    ("body", "x", "w", "y", "left"), [case[1:] for case in MATMUL], ids=[case[0] for case in MATMUL]
+)
 def test_folds_into_matmul(body: str, x: str, w: tuple[int, int], y: str, left: list[str]) -> None:
     model = build(graph(f"c = {body}  y = {BN}", x, y), {"W": normal(*w), **parameters(4)})
     fused, _ = fuse(model)
@@ -228,7 +234,9 @@ def test_new_names_clash_with_nothing() -> None:
 
 
 def test_output_name_and_node_name_stay() -> None:
-    text = 'g (float[2,3,6,6] x) => (float[2,4,4,4] prob) { c = Conv (x, W)  prob = BatchNormalization (c, s, b, m, v) }'
+    text = (
+        "g (float[2,3,6,6] x) => (float[2,4,4,4] prob) { c = Conv (x, W)  prob = BatchNormalization (c, s, b, m, v) }"
+    )
     model = build(text, {"W": normal(4, 3, 3, 3), **parameters(4)})
     model.graph.node[0].name, model.graph.node[1].name = "/conv", "/bn"
     model.graph.node[0].metadata_props.add(key="scope", value="block")
@@ -248,7 +256,7 @@ DECLINED = [
      "training mode: it normalises with the statistics of the batch (--assume-inference folds it with the running ones)"),
     ("spatial 0", "c = Conv (x, W)  y = BatchNormalization <spatial = 0> (c, s, b, m, v)", 8,
      "spatial=0 keeps one statistic per element, not per channel"),
-    ("computed scale", f"one = ReduceMax <keepdims = 0, axes = [0,2,3]> (x)  c = Conv (x, W)  y = BatchNormalization (c, s, b, m, k)  k = Concat <axis = 0> (one, h)", 17,
+    ("computed scale", "one = ReduceMax <keepdims = 0, axes = [0,2,3]> (x)  c = Conv (x, W)  y = BatchNormalization (c, s, b, m, k)  k = Concat <axis = 0> (one, h)", 17,
      "its running variance is computed by Concat 'k'"),
     ("Relu between", f"k = Conv (x, W)  c = Relu (k)  y = {BN}", 17,
      "its input comes from Relu 'Relu → c', which is not linear per channel"),
@@ -260,11 +268,13 @@ DECLINED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "opset", "reason"), [case[1:] for case in DECLINED], ids=[case[0] for case in DECLINED])
+@pytest.mark.parametrize(
+    ("body", "opset", "reason"), [case[1:] for case in DECLINED], ids=[case[0] for case in DECLINED]
+)
 def test_declines_with_the_reason(body: str, opset: int, reason: str) -> None:
     third = {f"{name}3": array for name, array in parameters(3, seed=9).items()}
-    arrays = {"W": normal(4, 3, 3, 3), "R": normal(4, 3, 3, 3), "h": normal(1) ** 2, "o": np.float32(0.1).reshape(()),
-              "z": np.int8(0).reshape(()), **parameters(4), **third}  # fmt: skip
+    arrays = {"W": normal(4, 3, 3, 3), "R": normal(4, 3, 3, 3), "h": np.asarray(normal(1) ** 2), "o": np.array(0.1, np.float32),
+              "z": np.array(0, np.int8), **parameters(4), **third}  # fmt: skip
     model = build(graph(body, y="float[a,b,c,d]"), arrays, opset=opset)
     before = model.SerializeToString()
     fused, report = fuse(model)
@@ -341,7 +351,7 @@ def test_inlines_a_function_whose_constants_come_from_the_caller() -> None:
 def test_initializers_that_callers_may_override() -> None:
     arrays = {"W": normal(4, 3, 1, 1), **parameters(4)}
     model = build(graph(f"c = Conv (x, W)  y = {BN}"), arrays, as_inputs=True)
-    fused, report = fuse(model)
+    _, report = fuse(model)
     assert not report.rewrites
     assert "--freeze-inputs" in reasons(report)[0]
     frozen, report = fuse(model, freeze_inputs=True)
@@ -374,7 +384,9 @@ def test_types(dtype: str, statistics: str) -> None:
     fused, _ = fuse(model)
     (node,) = fused.graph
     assert node.op_type == "Conv"
-    assert {value.dtype for value in node.inputs[1:] if value is not None} == {ir.DataType.from_numpy(np.dtype(numpy_type))}
+    assert {value.dtype for value in node.inputs[1:] if value is not None} == {
+        ir.DataType.from_numpy(np.dtype(numpy_type))
+    }
     assert_same(model, fused)
 
 
@@ -384,7 +396,9 @@ def test_float16_weights_are_rounded_once() -> None:
     model = build(graph(f"c = Conv (x, W)  y = {BN}", "float16[1,32,9,9]", "float16[1,64,7,7]"), arrays)
     fused, _ = fuse(model)
     rows = {name: row.astype(np.float64) for name, row in parameters(64, "float16").items()}
-    exact = arrays["W"].astype(np.float64) * (rows["s"] / np.sqrt(rows["v"] + float(np.float32(1e-5)))).reshape(-1, 1, 1, 1)
+    exact = arrays["W"].astype(np.float64) * (rows["s"] / np.sqrt(rows["v"] + float(np.float32(1e-5)))).reshape(
+        -1, 1, 1, 1
+    )
     tensor = fused.graph.initializers["W_folded"].const_value
     assert tensor is not None
     spacing = np.spacing(np.abs(exact).astype(np.float16)).astype(np.float64)

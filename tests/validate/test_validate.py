@@ -1,0 +1,319 @@
+"""Planted faults: what must pass passes, what must not is found; and what cannot be said is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from normfuse.emit.target import Provider
+from normfuse.errors import ModelIOError, ValidationError
+from normfuse.report.verdict import ValidationReport, Verdict
+from normfuse.validate import validate
+from tests.validate.nets import Array, Block, blocks, folded, info, model, network
+
+pytest.importorskip("onnxruntime")
+
+Fault = Callable[[Block], Block]
+
+
+def scaled(channel: int, factor: float) -> Fault:
+    def fault(block: Block) -> Block:
+        scale = block.scale.copy()
+        scale[channel] *= factor
+        return replace(block, scale=scale)
+
+    return fault
+
+
+def shifted(channel: int, by: float) -> Fault:
+    def fault(block: Block) -> Block:
+        mean = block.mean.copy()
+        mean[channel] += by
+        return replace(block, mean=mean)
+
+    return fault
+
+
+FAULTS: dict[str, Fault] = {
+    "one γ off by 0.1 %": scaled(2, 1.001),
+    "one mean off by 1e-3": shifted(1, 1e-3),
+    "channels in reverse order": lambda block: replace(block, scale=block.scale[::-1], mean=block.mean[::-1]),
+    "weights of two maps swapped": lambda block: replace(block, weight=block.weight[[1, 0, *range(2, 8)]]),
+    "variance instead of deviation": lambda block: replace(block, var=block.var**2),
+    "mean and bias swapped": lambda block: replace(block, mean=block.bias, bias=block.mean),
+}
+
+
+def planted(parameters: tuple[Block, ...], index: int, fault: Fault) -> tuple[Block, ...]:
+    return tuple(fault(block) if place == index else block for place, block in enumerate(parameters))
+
+
+def leg(report: ValidationReport, name: str) -> tuple[Verdict, str]:
+    return next((item.verdict, item.reason) for item in report.legs if item.name == name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_correct_fold_is_equivalent(dtype: str) -> None:
+    parameters = blocks(dtype=dtype)
+    report = validate(network(parameters, dtype), folded(parameters, dtype))
+    assert [item.verdict for item in report.legs] == [Verdict.EQUIVALENT, Verdict.EQUIVALENT]
+    assert {check.inputs for check in report.checks if check.leg == "oracle"} == {
+        "standard normal",
+        "large mean",
+        "second size",
+    }
+
+
+def test_float64_is_decided_by_the_oracle() -> None:
+    parameters = blocks(dtype="float64")
+    report = validate(network(parameters, "float64"), folded(parameters, "float64"))
+    assert leg(report, "oracle") == (Verdict.EQUIVALENT, "")
+    assert leg(report, "cpu")[0] is Verdict.NOT_RUN
+    assert "it cannot run the original: the model does not load" in leg(report, "cpu")[1]
+    assert report.verdict is Verdict.EQUIVALENT
+
+
+@pytest.mark.parametrize("index", [0, 2])
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_in_one_block_is_found(name: str, index: int) -> None:
+    parameters = blocks()
+    report = validate(network(parameters), folded(planted(parameters, index, FAULTS[name])), providers=())
+    assert report.verdict is Verdict.DIVERGENT
+    assert f"segment 'norm{index}'" in leg(report, "oracle")[1]
+
+
+@pytest.mark.parametrize("name", ["channels in reverse order", "weights of two maps swapped", "mean and bias swapped"])
+def test_fault_in_float16_is_found(name: str) -> None:
+    parameters = blocks(dtype="float16")
+    report = validate(network(parameters, "float16"), folded(planted(parameters, 0, FAULTS[name]), "float16"))
+    assert report.verdict is Verdict.DIVERGENT
+
+
+def test_fault_of_two_percent_in_float16_is_found() -> None:
+    parameters = blocks(dtype="float16")
+    candidate = folded(planted(parameters, 0, scaled(2, 1.02)), "float16")
+    assert validate(network(parameters, "float16"), candidate, providers=()).verdict is Verdict.DIVERGENT
+
+
+def test_changed_epsilon_is_found() -> None:
+    parameters = blocks()
+    report = validate(network(parameters, epsilon=1e-3), folded(parameters, epsilon=1e-5))
+    assert report.verdict is Verdict.DIVERGENT
+
+
+def test_missing_bias_is_found() -> None:
+    parameters = blocks()
+    assert validate(network(parameters), folded(parameters, bias=False)).verdict is Verdict.DIVERGENT
+
+
+def test_training_mode_read_as_inference_is_found() -> None:
+    parameters = blocks()
+    report = validate(network(parameters, training_mode=1), folded(parameters), providers=())
+    assert leg(report, "oracle")[0] is Verdict.DIVERGENT
+
+
+def test_small_fault_at_the_head_of_a_long_chain_is_found_locally() -> None:
+    parameters = blocks(count=20)
+    report = validate(network(parameters), folded(planted(parameters, 0, scaled(2, 1.001))), providers=())
+    assert "segment 'norm0'" in leg(report, "oracle")[1]
+
+
+def test_swapped_outputs() -> None:
+    def two(first: str, second: str) -> onnx.ModelProto:
+        nodes = [helper.make_node("Relu", ["x"], [first]), helper.make_node("Sigmoid", ["x"], [second])]
+        return model(nodes, [info("x", "float32", ["N", 4])], [info(name, "float32", ["N", 4]) for name in "ab"], {})
+
+    assert validate(two("a", "b"), two("b", "a")).verdict is Verdict.DIVERGENT
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda m: m.graph.output[0].__setattr__("name", "other"),
+            r"return different outputs: \[relu2\] and \[other\]",
+        ),
+        (lambda m: m.graph.input[0].__setattr__("name", "other"), r"take different inputs: \[x\] and \[other\]"),
+        (
+            lambda m: m.graph.input[0].type.tensor_type.__setattr__("elem_type", 10),
+            "input 'x' is float in the reference and float16 in the candidate",
+        ),
+    ],
+)
+def test_models_that_do_not_pair_up(change: Callable[[onnx.ModelProto], None], words: str) -> None:
+    candidate = network(blocks())
+    change(candidate)
+    with pytest.raises(ValidationError, match=words):
+        validate(network(blocks()), candidate)
+
+
+def test_axis_that_was_free_and_is_fixed() -> None:
+    candidate = folded(blocks())
+    candidate.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    report = validate(network(blocks()), candidate)
+    assert leg(report, "oracle") == (
+        Verdict.DIVERGENT,
+        "input 'x' takes [N,3,H,W] in the reference and only [1,3,H,W] in the candidate",
+    )
+
+
+def test_unreadable_model(tmp_path: object) -> None:
+    with pytest.raises(ModelIOError, match="does not exist"):
+        validate(f"{tmp_path}/none.onnx", network(blocks()))
+
+
+def test_models_are_not_changed() -> None:
+    reference, candidate = network(blocks()), ir.from_proto(folded(blocks()))
+    before = reference.SerializeToString(), ir.to_proto(candidate).SerializeToString()
+    validate(reference, candidate, quick=True)
+    assert (reference.SerializeToString(), ir.to_proto(candidate).SerializeToString()) == before
+
+
+def test_absent_provider_is_no_pass() -> None:
+    report = validate(network(blocks()), folded(blocks()), providers=(Provider.CUDA,), quick=True)
+    verdict, reason = leg(report, "cuda")
+    if verdict is Verdict.NOT_RUN:
+        assert "the provider is not available: this onnxruntime has" in reason
+
+
+def test_candidate_that_the_runtime_rejects_is_divergent() -> None:
+    """BatchNormalization with three named outputs and no training mode: onnxruntime refuses it, the oracle evaluates
+    it."""
+    reference = network(blocks(1))
+    candidate = network(blocks(1))
+    candidate.graph.node[1].output.extend(["m", "v"])
+    report = validate(reference, candidate, quick=True)
+    verdict, reason = leg(report, "cpu")
+    assert verdict is Verdict.DIVERGENT
+    assert "the original runs and the candidate does not: the model does not" in reason
+
+
+def test_crash_of_the_runtime_is_survived() -> None:
+    """failures.md 36: onnxruntime 1.32 dies with SIGSEGV on a training BatchNormalization whose extra outputs are
+    unnamed."""
+    reference = network(blocks(1), training_mode=1)
+    reference.graph.node[1].output.extend(["", ""])
+    report = validate(reference, reference, quick=True)
+    verdict, reason = leg(report, "cpu")
+    assert leg(report, "oracle")[0] is Verdict.EQUIVALENT
+    if verdict is Verdict.NOT_RUN:
+        assert "it cannot run the original: the" in reason
+
+
+def test_random_operator_in_an_unchanged_part() -> None:
+    """The changed part is judged alone, on what the original's run puts in; the provider can say nothing."""
+    block = blocks(1)[0]
+    tensors: dict[str, Array] = {"scale": block.scale[:3].astype("f"), "bias": block.bias[:3].astype("f")}
+
+    def noisy(tail: list[onnx.NodeProto], extra: dict[str, Array]) -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("RandomNormalLike", ["x"], ["noise"]),
+            helper.make_node("Add", ["x", "noise"], ["sum"]),
+            *tail,
+        ]
+        return model(nodes, [info("x", "float32", [2, 3, 8, 8])], [info("y", "float32", [2, 3, 8, 8])], extra)
+
+    norm = [helper.make_node("InstanceNormalization", ["sum", "scale", "bias"], ["y"])]
+    group = [helper.make_node("GroupNormalization", ["sum", "scale", "bias"], ["y"], num_groups=3)]
+    wrong = [helper.make_node("GroupNormalization", ["sum", "scale", "bias"], ["y"], num_groups=1)]
+    reference = noisy(norm, tensors)
+    candidates = []
+    for tail in (group, wrong):
+        candidates.append(noisy(tail, tensors))
+        candidates[-1].opset_import[0].version = 21
+    good, bad = (validate(reference, candidate) for candidate in candidates)
+    assert good.verdict is Verdict.EQUIVALENT
+    assert leg(good, "cpu") == (
+        Verdict.NOT_RUN,
+        "the result differs from run to run: RandomNormalLike at node 'noise'",
+    )
+    assert "not end to end: 1 changed regions were verified alone" in " ".join(good.notes)
+    assert bad.verdict is Verdict.DIVERGENT
+
+
+def test_unknown_operator_in_an_unchanged_part() -> None:
+    block = blocks(1)[0]
+    factor = block.scale / np.sqrt(block.var + 1e-5)
+
+    def net(tail: list[onnx.NodeProto], extra: dict[str, Array]) -> onnx.ModelProto:
+        nodes = [helper.make_node("Mystery", ["x"], ["m"], domain="somebody"), *tail]
+        proto = model(
+            nodes,
+            [info("x", "float32", [2, 3, 8, 8])],
+            [info("y", "float32", [2, 8, 8, 8])],
+            extra,
+            domains=("somebody",),
+        )
+        proto.graph.value_info.append(info("m", "float32", [2, 3, 8, 8]))
+        return proto
+
+    pads: dict[str, Any] = {"pads": [1, 1, 1, 1]}
+    names = ["scale", "bias", "mean", "var"]
+    reference = net(
+        [
+            helper.make_node("Conv", ["m", "w"], ["c"], **pads),
+            helper.make_node("BatchNormalization", ["c", *names], ["y"]),
+        ],
+        {"w": block.weight.astype("f"), **{name: getattr(block, name).astype("f") for name in names}},
+    )
+    weight = (block.weight * factor[:, None, None, None]).astype("f")
+    shift = block.bias - factor * block.mean
+    for off, expected in ((0.0, Verdict.EQUIVALENT), (1e-3, Verdict.DIVERGENT)):
+        candidate = net(
+            [helper.make_node("Conv", ["m", "wf", "bf"], ["y"], **pads)],
+            {"wf": weight, "bf": (shift + off).astype("f")},
+        )
+        report = validate(reference, candidate)
+        assert leg(report, "oracle")[0] is expected
+        assert leg(report, "cpu")[0] is Verdict.NOT_RUN
+        assert "made-up activations" in " ".join(report.notes)
+
+
+def test_name_used_again_for_another_value_is_no_fault() -> None:
+    """A tool that folds into the convolution often keeps the convolution's output name."""
+    parameters = tuple(
+        replace(block, scale=np.ones(8), bias=np.zeros(8), mean=np.zeros(8), var=np.ones(8)) for block in blocks()
+    )
+    candidate = folded(parameters)
+    for node in candidate.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = name.replace("norm", "conv")
+    report = validate(network(parameters), candidate, providers=())
+    assert report.verdict is Verdict.EQUIVALENT
+    assert "mean something else in the candidate: conv0, conv1, conv2" in " ".join(report.notes)
+
+
+def quantized(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Put QuantizeLinear and DequantizeLinear behind the first Relu, and ArgMax behind the last."""
+    found: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        found.append(node)
+        if node.output[0] == "relu0":
+            node.output[0] = "before"
+            found.append(helper.make_node("QuantizeLinear", ["before", "step", "zero"], ["quanta"]))
+            found.append(helper.make_node("DequantizeLinear", ["quanta", "step", "zero"], ["relu0"]))
+    found.append(helper.make_node("ArgMax", [proto.graph.output[0].name], ["best"], axis=1))
+    tensors = {"step": np.array(0.03, "f"), "zero": np.array(0, "u1")}
+    del proto.graph.node[:]
+    proto.graph.node.extend(found)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in tensors.items())
+    proto.graph.output.append(info("best", "int64", ["N", 1, "H", "W"]))
+    return proto
+
+
+def test_quantizer_in_the_middle_and_argmax_at_the_end() -> None:
+    parameters = blocks(2)
+    good, bad = folded(parameters), folded(planted(parameters, 0, scaled(2, 1.001)))
+    report = validate(quantized(network(parameters)), quantized(good))
+    assert [item.verdict for item in report.legs] == [Verdict.EQUIVALENT, Verdict.EQUIVALENT]
+    assert "QuantizeLinear at node '' jumps at ties" in report.notes[0]
+    report = validate(quantized(network(parameters)), quantized(bad), providers=())
+    assert "segment 'norm0'" in leg(report, "oracle")[1]
