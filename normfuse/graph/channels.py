@@ -8,12 +8,12 @@ from normfuse.graph.constants import Constants
 from normfuse.graph.reading import input_at, is_standard
 
 _SAME_RANK = frozenset(
-    "Identity Cast CastLike Dropout Relu LeakyRelu PRelu ThresholdedRelu Sigmoid Tanh Elu Selu Celu HardSigmoid "
-    "HardSwish Clip Softplus Softsign Erf Gelu Mish Swish Abs Neg Sqrt Exp Log Sin Cos Reciprocal Floor Ceil Round "
-    "Sign Transpose BatchNormalization InstanceNormalization LayerNormalization GroupNormalization RMSNormalization LRN "
-    "MeanVarianceNormalization LpNormalization MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool Softmax "
-    "LogSoftmax Hardmax Pad Slice Concat Split Resize Upsample Tile DepthToSpace SpaceToDepth CumSum "
-    "QuantizeLinear DequantizeLinear".split()
+    "Identity Cast CastLike Dropout Relu LeakyRelu PRelu ThresholdedRelu Sigmoid Tanh Elu Selu Celu "
+    "HardSigmoid HardSwish Clip Softplus Softsign Erf Gelu Mish Swish Abs Neg Sqrt Exp Log Sin Cos Reciprocal "
+    "Floor Ceil Round Sign Transpose BatchNormalization InstanceNormalization LayerNormalization "
+    "GroupNormalization RMSNormalization LRN MeanVarianceNormalization LpNormalization MaxPool AveragePool "
+    "LpPool GlobalAveragePool GlobalMaxPool Softmax LogSoftmax Hardmax Pad Slice Concat Split Resize Upsample "
+    "Tile DepthToSpace SpaceToDepth CumSum QuantizeLinear DequantizeLinear".split()
 )
 """Operators whose outputs have the rank of their first input."""
 

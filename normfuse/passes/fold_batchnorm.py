@@ -210,7 +210,7 @@ def _no_linear_before(norm: ir.Node, reading: Reading) -> Declined:
     if producer.graph is not norm.graph:
         return _obstacle(norm, f"its input comes from an outer graph, from {name}")
     if not is_linear(producer) and not is_op(producer, "Identity", "Dropout", "Mul", "Add", "Sub", "Div"):
-        return _obstacle(norm, f"its input comes from {name}, which is not linear per channel")
+        return _obstacle(norm, f"its input comes from {name}, into which no norm folds")
     if x.is_graph_output():
         return _obstacle(norm, f"the result of {name} is also a graph output")
     for user, _ in x.uses():
