@@ -199,6 +199,16 @@ def _shape(call: Call, x: Array) -> Results:
     return (sizes[call.attributes.get("start") : call.attributes.get("end")],)
 
 
+def _gather_elements(call: Call, x: Array, indices: Array) -> Results:
+    """y[i, j, …] = x[i, …, indices[i, j, …], …]; along the other axes y is as large as ``indices``, x at least as large."""
+    axis = call.int("axis", 0) % x.ndim
+    where = list(np.indices(indices.shape, sparse=True))
+    where[axis] = indices
+    # An axis of size 1 in x is repeated, as onnxruntime does.
+    shape = tuple(max(a, b) if i != axis else a for i, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)))
+    return (np.broadcast_to(x, shape)[tuple(where)],)
+
+
 def _gather(call: Call, x: Array, indices: Array) -> Results:
     axis = call.int("axis", 0)
     if indices.size and not -x.shape[axis] <= int(indices.min()) <= int(indices.max()) < x.shape[axis]:
@@ -334,6 +344,7 @@ OPERATORS: dict[OperatorKey, Operator] = {
     ("", "Flatten"): _flatten,
     ("", "Shape"): _shape,
     ("", "Gather"): _gather,
+    ("", "GatherElements"): _gather_elements,
     ("", "Expand"): _expand,
     ("", "Where"): _where,
     ("", "Cast"): _cast,

@@ -265,6 +265,21 @@ def test_erf(values: list[float]) -> None:
     np.testing.assert_allclose(erf(np.array(values)), [math.erf(value) for value in values], rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_gather_elements(axis: int) -> None:
+    indices = RNG.integers(0, 6, (2, 5, 4))
+    indices = np.minimum(indices, X3.shape[axis] - 1)
+    (found,) = run("GatherElements", [X3, indices], axis=axis)
+    close(found, torch.gather(t(X3), axis % 3, torch.from_numpy(indices)))
+
+
+def test_gather_elements_repeats_an_axis_of_size_one() -> None:
+    """As exporters write position embeddings and onnxruntime runs them; onnx.reference fails there."""
+    indices = RNG.integers(0, 11, (2, 4))
+    (found,) = run("GatherElements", [X3[:1, 0], indices], axis=1)
+    close(found, X3[0, 0][indices])
+
+
 def test_broadcast_attributes_before_opset_7() -> None:
     close(run("Add", [X4, W6], opset=6, broadcast=1, axis=1)[0], X4 + W6[:, None, None])
     close(run("Mul", [X4, X4[0, 0, 0]], opset=6, broadcast=1)[0], X4 * X4[0, 0, 0])
