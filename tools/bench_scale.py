@@ -127,6 +127,7 @@ def large_model(path: Path, layers: int = 17, channels: int = 2000) -> None:
     with data.open("wb") as file:
         for index in range(layers):
             weight = random.standard_normal((channels, channels, 3, 3), dtype=np.float32)
+            weight /= np.float32(3 * channels**0.5)
             file.write(weight.data)
             tensor = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=weight.shape)
             tensor.data_location = TensorProto.EXTERNAL
