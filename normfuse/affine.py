@@ -22,6 +22,9 @@ _LARGEST_ACTIVATION = 65504.0
 """Activations up to the largest float16 are assumed when a flushed weight is weighed against the shift."""
 
 
+_PARAMETERS = ("scale", "bias", "mean", "variance")
+
+
 class FoldError(ValueError):
     """A fold that its own type cannot hold, or parameters that describe no affine map. The text is a reason."""
 
@@ -44,25 +47,22 @@ class ChannelAffine:
 
         All of shape (C,), any float types. Raises FoldError where a parameter is not finite or ``σ² + ε ≤ 0``.
         """
-        rows = {"scale": gamma, "bias": beta, "mean": mean, "variance": var}
-        wide: dict[str, Float64] = {}
-        for name, row in rows.items():
-            entries = np.asarray(row, np.float64).reshape(-1)
-            if not np.isfinite(entries).all():
-                channel = int(np.flatnonzero(~np.isfinite(entries))[0])
-                raise FoldError(f"its {name} is {entries[channel]} in channel {channel}")
-            wide[name] = entries
-        if len({entries.size for entries in wide.values()}) != 1:
-            sizes = ", ".join(f"{name} {entries.size}" for name, entries in wide.items())
+        rows = [np.asarray(row, np.float64).reshape(-1) for row in (gamma, beta, mean, var)]
+        if len({row.size for row in rows}) != 1:
+            sizes = ", ".join(f"{name} {row.size}" for name, row in zip(_PARAMETERS, rows, strict=True))
             raise FoldError(f"its parameters differ in length: {sizes}")
-        denominator = wide["variance"] + epsilon
+        finite = np.isfinite(rows)
+        if not finite.all():
+            which, channel = np.argwhere(~finite)[0]
+            raise FoldError(f"its {_PARAMETERS[which]} is {rows[which][channel]} in channel {channel}")
+        denominator = rows[3] + epsilon
         if denominator.size and float(denominator.min()) <= 0.0:
             channel = int(np.argmin(denominator))
             raise FoldError(
                 f"variance + epsilon is {denominator[channel]:.3g} in channel {channel}; it must be positive"
             )
-        scale = wide["scale"] / np.sqrt(denominator)
-        return ChannelAffine(scale, wide["bias"] - wide["mean"] * scale)
+        scale = rows[0] / np.sqrt(denominator)
+        return ChannelAffine(scale, rows[1] - rows[2] * scale)
 
     def then(self, after: ChannelAffine) -> ChannelAffine:
         """Return ``after ∘ self``."""
@@ -208,7 +208,7 @@ def check_range(weight: Array, affine: ChannelAffine, layout: WeightLayout) -> N
         channel = int(np.flatnonzero(~np.isfinite(largest))[0])
         raise FoldError(f"its weight is not finite in channel {channel}")
     folded = largest * np.abs(affine.scale)
-    if not folded.size:
+    if not folded.size or (folded.min() >= float(info.smallest_normal) and folded.max() <= 0.5 * float(info.max)):
         return
     with np.errstate(over="ignore"):
         overflows = ~np.isfinite(folded.astype(weight.dtype).astype(np.float64))

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from normfuse.errors import ModelIOError
+from normfuse.graph.reading import with_subgraphs
 from normfuse.memory import uncollected
 
 logger = logging.getLogger(__name__)
@@ -89,10 +90,9 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     proto = ir.to_proto(model)
     for info in model.meta.get(_TRAINING, ()):
         proto.training_info.append(info)
-    kept = [graph.meta.get(_SPARSE, ()) for graph in _graphs(model.graph)]
-    if any(kept):
-        for graph, tensors in zip(_proto_graphs(proto.graph), kept, strict=True):
-            graph.sparse_initializer.extend(tensors)
+    if model.meta.get(_SPARSE):
+        for graph, target in zip(with_subgraphs(model.graph), _proto_graphs(proto.graph), strict=True):
+            target.sparse_initializer.extend(graph.meta.get(_SPARSE, ()))
     return proto
 
 
@@ -106,22 +106,11 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
         model.meta[_TRAINING] = list(proto.training_info)
     sources = list(_proto_graphs(proto.graph))
     if any(graph.sparse_initializer for graph in sources):
-        for source, graph in zip(sources, _graphs(model.graph), strict=True):
+        model.meta[_SPARSE] = True
+        for source, graph in zip(sources, with_subgraphs(model.graph), strict=True):
             if source.sparse_initializer:
                 graph.meta[_SPARSE] = list(source.sparse_initializer)
     return model
-
-
-def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    """Yield ``graph`` and all its subgraphs, depth first in the order of nodes and attributes."""
-    yield graph
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                yield from _graphs(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-                for inner in attribute.as_graphs():
-                    yield from _graphs(inner)
 
 
 def _proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -161,8 +150,7 @@ def _size_of(folder: Path, location: str, name: str, path: Path) -> int:
 
 
 def _external_tensors(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]]:
-    graphs = (*model.graphs(), *(graph for function in model.functions.values() for graph in (function.graph,)))
-    for graph in graphs:
+    for graph in _all_graphs(model):
         for name, value in graph.initializers.items():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield name, value.const_value
@@ -170,6 +158,12 @@ def _external_tensors(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
                     yield node.name or node.op_type, attribute.value
+
+
+def _all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph and every function's, with their subgraphs."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        yield from with_subgraphs(graph)
 
 
 def _sort(model: ir.Model, path: Path) -> None:
@@ -185,14 +179,12 @@ def _sort(model: ir.Model, path: Path) -> None:
 
 def _is_sorted(graph: ir.Graph) -> bool:
     """Whether every node of ``graph`` and its subgraphs stands behind the nodes that it reads."""
-    position = {node: index for index, node in enumerate(graph.all_nodes())}
-    for node, index in position.items():
+    later = set(graph.all_nodes())
+    for node in graph.all_nodes():
+        # A node with subgraphs comes before what they hold, and they may read what comes before it.
+        later.discard(node)
         for value in node.inputs:
-            producer = None if value is None else value.producer()
-            if producer is None or producer.graph is None:
-                continue
-            # A node of an outer graph is visited before the node whose subgraph reads it.
-            if position.get(producer, -1) > index:
+            if value is not None and value.producer() in later:
                 return False
     return True
 
@@ -235,7 +227,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
 
 def _write(model: ir.Model, path: Path, location: str | None) -> None:
     """Write the model file and, where ``location`` names one, its data file beside it; ``model`` stays as it is."""
-    values = [value for graph in model.graphs() for value in graph.initializers.values()]
+    values = [value for graph in with_subgraphs(model.graph) for value in graph.initializers.values()]
     tensors = [value.const_value for value in values]
     try:
         if location is not None:
@@ -252,7 +244,7 @@ def _flush(path: Path) -> None:
 
 
 def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    for graph in model.graphs():
+    for graph in with_subgraphs(model.graph):
         for name, value in graph.initializers.items():
             if value.const_value is not None:
                 yield name, value.const_value
@@ -269,7 +261,7 @@ def _needs_external_data(model: ir.Model) -> bool:
 
 def _internalise_attributes(model: ir.Model) -> None:
     """Read tensors of attributes into memory: onnx_ir writes only initializers to external data."""
-    for graph in (*model.graphs(), *(function.graph for function in model.functions.values())):
+    for graph in _all_graphs(model):
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import re
 from collections import Counter
@@ -13,7 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from normfuse import io
-from normfuse.emit.target import Form, Target
+from normfuse.emit import advice
+from normfuse.emit.target import Target
 from normfuse.errors import UnsupportedForm
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
@@ -111,6 +114,7 @@ class _Ledger:
     plans: dict[ir.Node, str] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
     seen: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, None] = field(default_factory=dict)
 
     def identify(self, kind_: str, value: ir.Value) -> str:
         """Return an id that stays from run to run: branches that reuse a name are numbered in order."""
@@ -147,7 +151,8 @@ def _operator(node: ir.Node) -> str:
 def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionReport:
     """Do the work of :func:`fuse` on ``model`` itself."""
     check_opset(model)
-    nodes_before, size_before = measure(model)
+    sizes: dict[ir.Value, int] = {}
+    nodes_before, size_before = measure(model, sizes)
     notes = list(inline_functions(model))
     if options.assume_inference:
         notes.extend(assume_inference(model))
@@ -167,8 +172,9 @@ def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionRe
         raise UnsupportedForm(f"no such rewrite in this model: {unknown}")
     if ledger.rewrites and model.ir_version < 4:
         notes.extend(freeze_inputs(model))
-    editor.drop_orphans()
-    nodes_after, size_after = measure(model)
+    notes.extend(editor.finish())
+    notes.extend(ledger.notes)
+    nodes_after, size_after = measure(model, sizes)
     if size_after > size_before:
         notes.append(f"the weights grew by {size_after - size_before} bytes: shared ones got a private copy per use")
     return FusionReport(
@@ -189,15 +195,33 @@ def _compile(pattern: str | None) -> re.Pattern[str] | None:
         raise UnsupportedForm(f"--skip '{pattern}' is no regular expression: {error}") from None
 
 
-def measure(model: ir.Model) -> tuple[int, int]:
-    """Return the number of nodes, and the bytes of all initializers, subgraphs and functions included."""
+def measure(model: ir.Model, sizes: dict[ir.Value, int]) -> tuple[int, int]:
+    """Return the number of nodes, and the bytes of all initializers, subgraphs and functions included.
+
+    sizes: the bytes of initializers that are already known; those that are not are added.
+    """
     count = size = 0
     for graph, _ in bodies(model):
         count += len(graph)
         for value in graph.initializers.values():
-            if value.const_value is not None:
-                size += value.const_value.nbytes
+            known = sizes.get(value)
+            if known is None:
+                known = sizes[value] = 0 if value.const_value is None else _bytes(value.const_value)
+            size += known
     return count, size
+
+
+@functools.cache
+def _bits(data_type: int) -> int:
+    return int(ir.DataType(data_type).bitwidth)
+
+
+def _bytes(tensor: ir.TensorProtocol) -> int:
+    """Return ``tensor.nbytes``, which makes a Shape object each time, by a shorter way where there is one."""
+    if type(tensor) is ir.TensorProtoTensor:
+        return math.ceil(math.prod(tensor.raw.dims) * _bits(tensor.raw.data_type) / 8)
+    size: int = tensor.nbytes
+    return size
 
 
 def _fuse_graph(
@@ -223,9 +247,8 @@ def _fuse_graph(
         folds = _settle(decide(graph, norms, reading()), ledger)
         _carry_out(folds, editor, ledger)
         norms = {node: outcome for node, outcome in norms.items() if node.graph is not None}
-    if target.form is not Form.AUTO:
-        sites = [site for site in norms.values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
-        _lower(graph, sites, target.form, reading(), editor, ledger)
+    sites = [site for site in norms.values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
+    _lower(graph, sites, target, reading(), editor, ledger)
     return found
 
 
@@ -259,14 +282,19 @@ def _carry_out(folds: Iterable[Fold], editor: Editor, ledger: _Ledger) -> None:
 
 
 def _lower(
-    graph: ir.Graph, sites: list[NormSite], form: Form, reading: Reading, editor: Editor, ledger: _Ledger
+    graph: ir.Graph, sites: list[NormSite], target: Target, reading: Reading, editor: Editor, ledger: _Ledger
 ) -> None:
+    for site in sites:
+        text = advice(site, target.form, reading, reading.opset, target.provider)
+        if text is not None:
+            ledger.notes.setdefault(text)
+
     def wanted(identifier: str) -> bool:
         ledger.ids.add(identifier)
         return ledger.options.only is None or identifier in ledger.options.only
 
     roots = {site.output.name: site.root for site in sites}
-    rewrites, declined = lower_norms(graph, sites, form, reading, editor, wanted)
+    rewrites, declined = lower_norms(graph, sites, target.form, reading, editor, wanted, target.provider)
     for outcome in declined:
         ledger.decline(outcome.at, outcome.reason)
     for rewrite in rewrites:

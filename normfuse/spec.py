@@ -111,7 +111,8 @@ def canonical(spec: NormSpec, *, channels: int | None = None, rank: int | None =
 
     With C = ``channels`` and R = ``rank`` of x where known:
     GroupNorm in C groups is InstanceNorm; LayerNorm over (C, *spatial) with a per-channel (or no) affine is GroupNorm
-    in one group; γ and β per group are γ and β per channel with repeated entries; an absent affine has no axes.
+    in one group, over *spatial InstanceNorm; γ and β per group are those per channel with repeated
+    entries; an absent affine has no axes.
     """
     affine = spec.affine
     if not (affine.scale or affine.bias):
@@ -121,9 +122,11 @@ def canonical(spec: NormSpec, *, channels: int | None = None, rank: int | None =
     statistics = spec.statistics
     if isinstance(statistics, Trailing):
         statistics = Trailing(tuple(sorted(statistics.axes)))
-        over_sample = rank is not None and statistics.axes == tuple(range(1 - rank, 0))
-        if over_sample and spec.centred and spec.channel_axis == 1 and affine.axes is AffineAxes.CHANNEL:
+        per_channel = spec.centred and spec.channel_axis == 1 and affine.axes is AffineAxes.CHANNEL
+        if per_channel and rank is not None and statistics.axes == tuple(range(1 - rank, 0)):
             statistics = PerGroup(1)
+        elif per_channel and rank is not None and rank > 2 and statistics.axes == tuple(range(2 - rank, 0)):
+            statistics = PerChannel()
     if isinstance(statistics, PerGroup) and statistics.groups == channels:
         statistics = PerChannel()
     return replace(spec, statistics=statistics, affine=affine)

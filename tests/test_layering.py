@@ -15,8 +15,8 @@ ROOT = Path(normfuse.__file__).parent
 LAYERS = {
     "errors": 0, "memory": 0, "packages": 0, "spec": 0,
     "affine": 1, "reference": 1,
-    "graph": 2, "io": 2,
-    "emit": 3, "recognise": 3, "report": 3,
+    "graph": 2,
+    "emit": 3, "io": 3, "recognise": 3, "report": 3,
     "passes": 4, "runtime": 4,
     "export": 5, "validate": 5,
     "pipeline": 6,

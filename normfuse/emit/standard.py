@@ -3,7 +3,7 @@
 LayerNormalization from opset 17 on, GroupNormalization with parameters per channel from 21, RMSNormalization from 23,
 InstanceNormalization and BatchNormalization always. GroupNormalization-18, whose parameters are per group, is
 deprecated and refused by onnx.checker: below opset 21 a group norm is Reshape, InstanceNormalization, Reshape, affine.
-Sources: ONNX operator changelog; facts.md 2b.
+Source: ONNX operator changelog.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from normfuse.spec import (
     canonical,
 )
 
-_UNIT_EPSILON = 2.0**-16
+UNIT_EPSILON = 2.0**-16
 """With it, variance 1 − ε plus ε is 1 in float32 exactly; and it is above cuDNN's smallest epsilon, 1e-5."""
 
 
@@ -50,6 +50,20 @@ def emit_standard(site: NormSite, reading: Reading, opset: int) -> Replacement |
     if operator == "BatchNormalization":
         return _emit_stored(site, Draft(opset, reading.constants), rank)
     return _emit_per_sample(site, reading, opset, operator)
+
+
+def emit_reshaped(site: NormSite, reading: Reading, opset: int) -> Replacement | Declined:
+    """Write a norm of groups as Reshape, InstanceNormalization, Reshape, BatchNormalization at any opset from 7 on.
+
+    Where GroupNormalization has no kernel of its own this is faster, and right at large means.
+    """
+    objection = unwritable(site, opset)
+    if objection is not None:
+        return objection
+    rank = reading.ranks.of(site.operands.x)
+    if not _holds_outputs(site, "InstanceNormalization") or (site.spec.channel_axis == -1 and rank is None):
+        return emit_primitive(site, reading, opset)
+    return _emit_per_sample(site, reading, opset, "InstanceNormalization")
 
 
 def operator_of(site: NormSite, opset: int) -> str | None:
@@ -168,8 +182,8 @@ def _emit_per_sample(site: NormSite, reading: Reading, opset: int, operator: str
     if between:
         y = _between_reshapes(site, draft, x, rank, channels)
     else:
-        scale = _per_channel(site, draft, site.operands.scale, 1.0, dtype, channels)
-        bias = _per_channel(site, draft, site.operands.bias, 0.0, dtype, channels)
+        scale = per_channel(site, draft, site.operands.scale, 1.0, dtype, channels)
+        bias = per_channel(site, draft, site.operands.bias, 0.0, dtype, channels)
         attributes: dict[str, Any] = {"num_groups": statistics.groups} if isinstance(statistics, PerGroup) else {}
         if operator == "GroupNormalization" and dtype == ir.DataType.DOUBLE:
             attributes["stash_type"] = int(dtype)  # the default rounds x to float32
@@ -218,14 +232,14 @@ def _between_reshapes(site: NormSite, draft: Draft, x: ir.Value, rank: int | Non
     if one_alone or channels is None or not has_kernel("BatchNormalization", dtype):
         assert rank is not None
         return with_affine(site, draft, y, (-1, *(1,) * (rank - 2)))
-    scale = _per_channel(site, draft, operands.scale, 1.0, dtype, channels)
-    bias = _per_channel(site, draft, operands.bias, 0.0, dtype, channels)
+    scale = per_channel(site, draft, operands.scale, 1.0, dtype, channels)
+    bias = per_channel(site, draft, operands.bias, 0.0, dtype, channels)
     mean = draft.constant("mean", np.zeros(channels), dtype)
-    variance = draft.constant("variance", np.full(channels, 1.0 - _UNIT_EPSILON), dtype)
-    return draft.op("BatchNormalization", y, scale, bias, mean, variance, epsilon=_UNIT_EPSILON)
+    variance = draft.constant("variance", np.full(channels, 1.0 - UNIT_EPSILON), dtype)
+    return draft.op("BatchNormalization", y, scale, bias, mean, variance, epsilon=UNIT_EPSILON)
 
 
-def _per_channel(
+def per_channel(
     site: NormSite, draft: Draft, value: ir.Value | None, fill: float, dtype: ir.DataType, channels: int | None
 ) -> ir.Value:
     """Return γ or β as a vector (C): filled where it is absent, repeated where it is per group."""
@@ -239,7 +253,7 @@ def _per_channel(
     size = channels // site.spec.statistics.groups
     array = draft.array(value)
     if array is not None:
-        return draft.constant(f"{value.name}_per_channel", np.repeat(array.reshape(-1), size), dtype)
+        return draft.constant(f"{value.name}per_channel", np.repeat(array.reshape(-1), size), dtype)
     column = draft.reshaped(draft.cast(value, dtype), (-1, 1))
     shape = draft.integers("group_by_channel", (site.spec.statistics.groups, size))
     return draft.reshaped(draft.op("Expand", column, shape), (-1,))

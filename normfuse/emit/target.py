@@ -15,6 +15,8 @@ class Form(enum.Enum):
 
     AUTO = "auto"
     STANDARD = "standard"
+    CUSTOM = "custom"
+    ORT = "ort"
     PRIMITIVE = "primitive"
 
 

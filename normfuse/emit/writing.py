@@ -48,11 +48,20 @@ class Draft:
         *inputs: ir.Value | None,
         dtype: ir.DataType | None = None,
         outputs: int = 1,
+        domain: str = "",
+        overload: str = "",
         **attributes: object,
     ) -> ir.Value:
         """Write a node and return its first output, of type ``dtype`` (that of the first input by default)."""
         operands = [self._placed(value) for value in inputs]
-        node = ir.node(op_type, operands, attributes=attributes or None, num_outputs=outputs)  # type: ignore[arg-type]
+        node = ir.node(
+            op_type,
+            operands,
+            attributes=attributes or None,  # type: ignore[arg-type]
+            domain=domain,
+            overload=overload,
+            num_outputs=outputs,
+        )
         kind = dtype if dtype is not None else (None if operands[0] is None else operands[0].dtype)
         if kind is not None:
             for value in node.outputs:
@@ -136,7 +145,14 @@ class Draft:
             return self.op("Mul", half, self.op("Add", error, self.constant("one", 1.0, dtype)))
         return value
 
-    def replacement(self, site: NormSite, rewires: Sequence[tuple[ir.Value, ir.Value]]) -> Replacement:
+    def replacement(
+        self,
+        site: NormSite,
+        rewires: Sequence[tuple[ir.Value, ir.Value]],
+        *,
+        functions: tuple[ir.Function, ...] = (),
+        domains: tuple[tuple[str, int], ...] = (),
+    ) -> Replacement:
         """Return what was written as the replacement of ``site``; each new value takes over one old one."""
         for old, new in rewires:
             # What the file says of the result stays as it is said, names of symbolic axes included.
@@ -148,6 +164,8 @@ class Draft:
             adds=tuple(self._nodes),
             rewires=tuple(rewires),
             initializers=tuple(value for value in self._initializers if value in read),
+            functions=functions,
+            domains=domains,
         )
 
     def discard(self, reason: str, site: NormSite) -> Declined:
@@ -234,10 +252,10 @@ def role(site: NormSite, output: ir.Value) -> str:
     """Name an extra output: the sum of x and residual, the mean, or the inverse deviation.
 
     LayerNormalization-17: (Y, Mean, InvStdDev). onnxruntime: SimplifiedLayerNormalization (Y, inv_std_var),
-    SkipGroupNorm (Y, S), the other Skip operators (Y, mean, inv_std_var, sum).
+    SkipGroupNorm (Y, S), the other Skip operators (Y, mean, inv_std_var, sum). ai.normfuse: (y, sum).
     """
     index, op_type = output.index(), site.root.op_type
-    if output.producer() is not site.root or index is None:
+    if output.producer() is not site.root or index is None or site.root.domain == "ai.normfuse":
         return "sum"
     if op_type == "SkipGroupNorm" or index == 3:
         return "sum"

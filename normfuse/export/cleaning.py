@@ -153,7 +153,7 @@ def _shorten_scales(graph: ir.Graph) -> None:
 
 
 def _write_out_repeated(graph: ir.Graph) -> None:
-    """Replace ConstantOfShape of a constant shape by an initializer: γ, β of a norm without affine (facts.md D16)."""
+    """Replace ConstantOfShape of a constant shape by an initializer: γ, β of a norm without affine."""
     for node in [node for node in graph if node.op_type == "ConstantOfShape"]:
         shape, output = _constant(node.inputs[0]), node.outputs[0]
         if shape is None or output.is_graph_output() or np.prod(shape.numpy()) > WRITTEN_OUT:
@@ -182,7 +182,7 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def _drop_zero_biases(graph: ir.Graph) -> None:
-    """Remove the zeros that torch gives a convolution without bias; Conv3d gets them as [C, 2] (facts.md D10)."""
+    """Remove the zeros that torch gives a convolution without bias; Conv3d gets them as [C, 2]."""
     for node in graph:
         if node.op_type not in _CONVOLUTIONS or len(node.inputs) < 3:
             continue

@@ -1,7 +1,7 @@
 """Export a torch module for inference, with every normalization still visible.
 
 torch's dynamo exporter folds Conv+BatchNormalization itself when it optimizes, without looking at training mode
-(facts.md D1, D2). So it runs with ``optimize=False`` here, and :mod:`normfuse.export.cleaning` removes what
+So it runs with ``optimize=False`` here, and :mod:`normfuse.export.cleaning` removes what
 it leaves behind; folding norms is the business of :func:`normfuse.fuse`.
 """
 
@@ -163,7 +163,7 @@ def _quiet() -> Iterator[None]:
 def _refuse_batch_statistics(program: Any) -> None:
     """Raise ExportError where a batch norm with running statistics uses those of the batch even in eval mode.
 
-    torch writes such a node as an inference BatchNormalization: other numbers, and no word about it (facts.md D1).
+    torch writes such a node as an inference BatchNormalization: other numbers, and no word about it.
     The arguments of every batch norm operator of ATen begin (x, weight, bias, running mean, running var, training, …).
     """
     if program is None:

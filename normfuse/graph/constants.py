@@ -15,6 +15,8 @@ import onnx_ir as ir
 
 Array = npt.NDArray[np.generic]
 
+_IN_MEMORY = (ir.Tensor, ir.TensorProtoTensor)
+
 _MOST_ELEMENTS = 1 << 26
 """The largest constant that is computed (not: read), in elements; 256 MB of float32."""
 
@@ -51,8 +53,10 @@ class Constants:
             return self._computed[value]
         tensor = self.tensor(value)
         if tensor is not None:
-            # Not kept: onnx_ir keeps its own, and external tensors stay maps of their file.
-            return np.asarray(tensor.numpy())
+            array = np.asarray(tensor.numpy())
+            if type(tensor) in _IN_MEMORY:  # others stay maps of their file; isinstance is slow on protocols
+                self._computed[value] = array
+            return array
         result = self._compute(value)
         self._computed[value] = result
         return result

@@ -23,12 +23,16 @@ class Replacement:
     removes: nodes that go. adds: nodes that come, in order, not yet in any graph; None names are given.
     rewires: pairs (old, new): all uses of old, graph outputs included, become uses of new, and new takes old's name.
     initializers: values with a ``const_value`` that the added nodes read; the value's name is a wish.
+    functions: what the added nodes call; one whose identifier the model already has is not added again. domains: pairs
+    (domain, version) of the operators that the added nodes are, where they are not of the default domain.
     """
 
     removes: tuple[ir.Node, ...]
     adds: tuple[ir.Node, ...]
     rewires: tuple[tuple[ir.Value, ir.Value], ...]
     initializers: tuple[ir.Value, ...] = ()
+    functions: tuple[ir.Function, ...] = ()
+    domains: tuple[tuple[str, int], ...] = ()
 
 
 def initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
@@ -67,12 +71,18 @@ def removal_refusal(removes: Sequence[ir.Node], rewired: Set[ir.Value]) -> Decli
     return None
 
 
+_FUNCTIONS, _OVERLOADS = 8, 10
+"""The IR versions that brought model-local functions, and functions of the same name."""
+
+OWN_DOMAIN = "ai.normfuse"
+
+
 class Editor:
     """Carries out replacements on one model."""
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._taken: set[str] = set(_names(model))
+        self._taken: set[str] = _names(model)
         self._numbers: dict[str, int] = {}
         self._functions = {function.graph for function in model.functions.values()}
         self._orphans: list[ir.Value] = []
@@ -100,34 +110,94 @@ class Editor:
             raise ValueError(f"node '{describe(at)}' is in no graph")
         renamed = dict(replacement.rewires)
         taken_over = {id(new) for new in renamed.values()}
+        self._bring(replacement, container)
         constants = [self._place(container, value) for value in replacement.initializers]
         for node in replacement.adds:
             if node.name is None:
                 node.name = self.unique(f"{describe(at)}/{node.op_type}")
             for output in node.outputs:
-                if id(output) not in taken_over and output.producer() is node:
+                # The empty name is an output that is not asked for.
+                if id(output) not in taken_over and output.producer() is node and output.name != "":
                     output.name = self.unique(output.name or f"{node.name}_out")
         container.insert_before(at, [node for node in constants if node is not None] + list(replacement.adds))
         for old, new in replacement.rewires:
             _take_over(old, new)
         doomed = list(dict.fromkeys(replacement.removes))
-        feeds = [value for node in doomed for value in node.inputs if value is not None]
-        for node in doomed:
-            for index in range(len(node.inputs)):
-                node.replace_input_with(index, None)
-        for node in doomed:
-            container.remove(node)
+        feeds = [value for node in doomed for value in self._detach(node)]
+        container.remove(doomed)
         self._sweep(feeds)
 
-    def drop_orphans(self) -> None:
-        """Remove initializers that lost their readers while they were still listed as graph inputs.
+    def _detach(self, node: ir.Node) -> Iterator[ir.Value]:
+        """Make ``node`` read nothing any more; yield what it read and what may have lost its last reader.
 
-        Called after those inputs were taken off the list (below IR 4 every initializer is listed).
+        An initializer that only ``node`` reads goes with it.
+        """
+        for index, value in enumerate(node.inputs):
+            if value is None:
+                continue
+            plain = value.is_initializer() and not value.is_graph_input() and not value.is_graph_output()
+            if plain and value.graph is not None and len(value.uses()) == 1:
+                value.graph.initializers.pop(str(value.name), None)
+                continue
+            node.replace_input_with(index, None)
+            yield value
+
+    def finish(self) -> tuple[str, ...]:
+        """Remove what the changes left behind, and raise the IR version where functions came in. Returns notes.
+
+        Initializers that lost their readers while they were still listed as graph inputs: called after those inputs
+        were taken off the list (below IR 4 every initializer is listed). Bodies of ai.normfuse that nobody calls.
         """
         for value in self._orphans:
             if value.is_initializer() and not value.is_graph_input() and not value.uses() and value.graph is not None:
                 value.graph.initializers.pop(str(value.name), None)
         self._orphans.clear()
+        self._drop_bodies()
+        version = self._model.ir_version
+        if not self._model.functions or version >= _FUNCTIONS:
+            return ()
+        self._model.ir_version = _FUNCTIONS
+        return (f"IR version {version} → {_FUNCTIONS}: the operators of {OWN_DOMAIN} are functions",)
+
+    def _drop_bodies(self) -> None:
+        model = self._model
+        if OWN_DOMAIN not in model.opset_imports:
+            return
+        graphs = (model.graph, *(f.graph for f in model.functions.values() if f.domain != OWN_DOMAIN))
+        nodes = [node for graph in graphs for node in graph.all_nodes() if node.domain == OWN_DOMAIN]
+        called = {node.op_identifier() for node in nodes}
+        for identifier in [key for key in model.functions if key[0] == OWN_DOMAIN and key not in called]:
+            del model.functions[identifier]
+        if not nodes and not any(key[0] == OWN_DOMAIN for key in model.functions):
+            del model.opset_imports[OWN_DOMAIN]
+
+    def _bring(self, replacement: Replacement, container: ir.Graph | ir.Function) -> None:
+        """Add the functions that the new nodes call, and import their domains where the nodes will stand.
+
+        Functions came with IR version 8, their overloads with 10: below, the key is part of the name.
+        """
+        model = self._model
+        calls = [node for node in replacement.adds if node.domain in {f.domain for f in replacement.functions}]
+        for function in replacement.functions:
+            if model.ir_version < _OVERLOADS:
+                named = f"{function.name}_{function.overload}"
+                for node in calls:
+                    if (node.op_type, node.overload) == (function.name, function.overload):
+                        node.op_type, node.overload = named, ""
+                function.name, function.overload = named, ""
+            if function.identifier() not in model.functions:
+                model.functions[function.identifier()] = function
+        for domain, version in replacement.domains:
+            self._imports(container).setdefault(domain, version)
+            # A function's domains must be known to the model that holds it too (onnxruntime).
+            model.opset_imports.setdefault(domain, version)
+
+    def _imports(self, container: ir.Graph | ir.Function) -> dict[str, int]:
+        """Return the opset imports that hold in ``container``: those of its function, else the model's."""
+        for function in self._model.functions.values():
+            if container is function.graph or any(container is graph for graph in function.subgraphs()):
+                return function.opset_imports
+        return self._model.opset_imports
 
     def _place(self, container: ir.Graph, value: ir.Value) -> ir.Node | None:
         """Register ``value`` as an initializer; in a function, which has none, return a Constant node that makes it."""
@@ -199,15 +269,15 @@ def _graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
     return ()
 
 
-def _names(model: ir.Model) -> Iterator[str]:
-    """Yield every name of a value or a node in the model."""
+def _names(model: ir.Model) -> set[str]:
+    """Return every name of a value or a node in the model."""
+    names: set[str | None] = set()
     for graph, _ in bodies(model):
-        for known in (*graph.inputs, *graph.initializers.values()):
-            if known.name:
-                yield known.name
+        names.update(value.name for value in graph.inputs)
+        names.update(graph.initializers)
         for node in graph:
-            if node.name:
-                yield node.name
-            for value in (*node.outputs, *node.inputs):
-                if value is not None and value.name:
-                    yield value.name
+            names.add(node.name)
+            names.update([value.name for value in node.outputs])
+            # What a node reads is named above, but for what onnx_ir does not carry (sparse initializers).
+            names.update([value.name for value in node.inputs if value is not None])
+    return {name for name in names if name}

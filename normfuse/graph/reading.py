@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+_GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+
 
 def is_standard(node: ir.Node) -> bool:
     """Whether ``node`` is an operator of the default ONNX domain."""
@@ -41,13 +43,26 @@ def reads_output(node: ir.Node, index: int) -> bool:
 def bodies(model: ir.Model) -> Iterator[tuple[ir.Graph, int]]:
     """Yield every graph of the model with the version of the default domain that holds in it.
 
-    The main graph with its subgraphs first, then each function with its subgraphs.
+    The main graph with its subgraphs first, then each function with its subgraphs. Functions of domain ai.normfuse are
+    bodies of operators of ours: no graphs of the model's own.
     """
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
-    for graph in model.graphs():
+    for graph in with_subgraphs(model.graph):
         yield graph, opset
     for function in model.functions.values():
+        if function.domain == "ai.normfuse":
+            continue
         own = function.opset_imports.get("", function.opset_imports.get("ai.onnx", opset))
-        yield function.graph, own
-        for graph in function.subgraphs():
+        for graph in with_subgraphs(function.graph):
             yield graph, own
+
+
+def with_subgraphs(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """Yield ``graph`` and every graph inside it, depth first in the order of nodes and attributes."""
+    yield graph
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type in _GRAPHS and not attribute.is_ref():
+                inner = attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else (attribute.as_graph(),)
+                for each in inner:
+                    yield from with_subgraphs(each)

@@ -19,7 +19,7 @@ from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.passes.linear import Linear, Rebuild, absorb, absorb_before, read_consumer, read_linear
 from normfuse.recognise.affine_chain import Channels, Link, Norms, follow, is_linear, norm_affine
 
-_FARTHEST_MEAN = 8.0
+FARTHEST_MEAN = 8.0
 """Largest |μ|/sqrt(σ² + ε) that is folded into the operator after the norm.
 
 There the mean is no longer subtracted before the products are rounded: their error grows from u·|w·(x − μ)| to u·|w·x|,
@@ -170,8 +170,8 @@ def _decide_forward(norm: ir.Node, norms: Norms, reading: Reading) -> Fold | Dec
     if linear.channels.count != channels.count or linear.channels.rank != rank:
         return _no_linear_before(norm, reading)
     site = norms[norm]
-    distance = _mean_distance(site, reading) if isinstance(site, NormSite) else 0.0
-    if distance > _FARTHEST_MEAN:
+    distance = mean_distance(site, reading) if isinstance(site, NormSite) else 0.0
+    if distance > FARTHEST_MEAN:
         return Declined(
             f"its mean lies up to {distance:.3g} deviations from zero: folded into {consumer.op_type} "
             f"'{describe(consumer)}' behind it, the result would lose accuracy",
@@ -190,7 +190,8 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     return reader if reader.graph is value.graph else None
 
 
-def _mean_distance(site: NormSite, reading: Reading) -> float:
+def mean_distance(site: NormSite, reading: Reading) -> float:
+    """Return the largest |μ|/sqrt(σ² + ε) of a norm's channels."""
     mean, var = reading.constants.array(site.operands.mean), reading.constants.array(site.operands.var)
     if mean is None or var is None or mean.size == 0:
         return 0.0

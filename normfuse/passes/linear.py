@@ -83,16 +83,14 @@ def read_linear(node: ir.Node, reading: Reading) -> Linear | Declined:
     """Return ``node`` (Conv, ConvTranspose, Gemm or MatMul) as a linear map onto its output channels."""
     if has_parameters(node):
         return Declined(f"an attribute of {node.op_type} '{describe(node)}' is a parameter of the function", node)
-    weight_at, left = _weight_index(node, reading)
-    if weight_at is None:
+    weight_at, weight = _weight(node, reading)
+    if weight is None:
         value = input_at(node, 1)
         if value is None:
             return Declined(f"{node.op_type} '{describe(node)}' has no weight", node)
         return Declined(
             f"the weight '{value.name}' of {node.op_type} '{describe(node)}' {reading.constants.obstacle(value)}", node
         )
-    weight = reading.constants.array(node.inputs[weight_at])
-    assert weight is not None
     if weight.dtype.kind not in "fV" and weight.dtype.name != "bfloat16":
         return Declined(f"the weight of {node.op_type} '{describe(node)}' is {weight.dtype.name}", node)
     bias_at = None if node.op_type == "MatMul" else 2
@@ -102,7 +100,7 @@ def read_linear(node: ir.Node, reading: Reading) -> Linear | Declined:
     if bias_value is not None and bias is None:
         obstacle = reading.constants.obstacle(bias_value)
         return Declined(f"the bias '{bias_value.name}' of {node.op_type} '{describe(node)}' {obstacle}", node)
-    placed = _place(node, weight, reading, left=left)
+    placed = _place(node, weight, reading, left=weight_at == 0)
     if isinstance(placed, Declined):
         return placed
     layout, channels = placed
@@ -111,13 +109,12 @@ def read_linear(node: ir.Node, reading: Reading) -> Linear | Declined:
     return Linear(node, weight_at, weight, bias_at, bias, layout, channels, beta)
 
 
-def _weight_index(node: ir.Node, reading: Reading) -> tuple[int | None, bool]:
-    """Return which input is the constant weight, and whether it multiplies from the left (MatMul only)."""
-    if reading.constants.array(input_at(node, 1)) is not None:
-        return 1, False
-    if node.op_type == "MatMul" and reading.constants.array(input_at(node, 0)) is not None:
-        return 0, True
-    return None, False
+def _weight(node: ir.Node, reading: Reading) -> tuple[int, Array | None]:
+    """Return the constant weight and which input it is: the second, or for MatMul the first, from the left."""
+    weight = reading.constants.array(input_at(node, 1))
+    if weight is None and node.op_type == "MatMul":
+        return 0, reading.constants.array(input_at(node, 0))
+    return 1, weight
 
 
 def _place(node: ir.Node, weight: Array, reading: Reading, *, left: bool) -> tuple[WeightLayout, Channels] | Declined:
@@ -167,18 +164,18 @@ def absorb(linear: Linear, affine: ChannelAffine, reading: Reading) -> Rebuild |
     """
     node = linear.node
     try:
-        weight = _folded_weight(linear, affine, reading)
-        bias = _folded_bias(linear, affine)
+        weight = folded_weight(linear, affine, reading)
+        bias = folded_bias(linear, affine)
     except FoldError as error:
         return Declined(str(error), node)
     if linear.bias_at is not None:
-        return lambda: _with_bias(node, node.inputs[0], weight, bias, reading)
+        return lambda: with_bias(node, node.inputs[0], weight, bias, reading)
     if bias.any() and linear.channels.rank != 2 and reading.opset < 7:
         return Declined("below opset 7 an Add of a vector needs attributes that this rank does not have", node)
-    return lambda: _matmul(linear, weight, bias, reading)
+    return lambda: matmul_and_add(linear, weight, bias, reading)
 
 
-def _with_bias(node: ir.Node, x: ir.Value | None, weight: ir.Value, bias: Array, reading: Reading) -> Rewritten:
+def with_bias(node: ir.Node, x: ir.Value | None, weight: ir.Value, bias: Array, reading: Reading) -> Rewritten:
     """Return ``node`` (Conv, ConvTranspose, Gemm) reading ``x``, with another weight and bias."""
     bias_value = _named_constant(f"{node.name or node.op_type}.bias", input_at(node, 2), bias)
     attributes = dict(node.attributes)
@@ -186,33 +183,35 @@ def _with_bias(node: ir.Node, x: ir.Value | None, weight: ir.Value, bias: Array,
         attributes.pop("beta", None)
         if reading.opset < 7:
             attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
-    new = _like(node, node.op_type, [x, weight, bias_value], attributes)
+    new = like(node, node.op_type, [x, weight, bias_value], attributes)
     return Rewritten((new,), new.outputs[0], (weight, bias_value))
 
 
-def _matmul(linear: Linear, weight: ir.Value, bias: Array, reading: Reading) -> Rewritten:
+def matmul_and_add(linear: Linear, weight: ir.Value, bias: Array, reading: Reading) -> Rewritten:
+    """Return a MatMul with another weight and a bias (C,): alone where that is zero, as Gemm where both are matrices."""
     node = linear.node
     inputs = list(node.inputs)
     inputs[linear.weight_at] = weight
     if not bias.any():
-        new = _like(node, "MatMul", inputs, dict(node.attributes))
+        new = like(node, "MatMul", inputs, dict(node.attributes))
         return Rewritten((new,), new.outputs[0], (weight,))
     if linear.channels.rank == 2 and linear.weight_at == 1:
         value = _named_constant(f"{node.name or 'MatMul'}.bias", None, bias)
         attributes = {"broadcast": ir.AttrInt64("broadcast", 1)} if reading.opset < 7 else {}
-        new = _like(node, "Gemm", [*inputs, value], attributes)
+        new = like(node, "Gemm", [*inputs, value], attributes)
         return Rewritten((new,), new.outputs[0], (weight, value))
     shape = [1] * linear.channels.rank
     shape[linear.channels.axis] = linear.channels.count
     value = _named_constant(f"{node.name or 'MatMul'}.bias", None, bias.reshape(shape[linear.channels.axis :]))
-    product = _like(node, "MatMul", inputs, dict(node.attributes))
+    product = like(node, "MatMul", inputs, dict(node.attributes))
     product.outputs[0].type = node.outputs[0].type
     product.outputs[0].shape = node.outputs[0].shape
     shifted = ir.Node("", "Add", [product.outputs[0], value])
     return Rewritten((product, shifted), shifted.outputs[0], (weight, value))
 
 
-def _folded_weight(linear: Linear, affine: ChannelAffine, reading: Reading) -> ir.Value:
+def folded_weight(linear: Linear, affine: ChannelAffine, reading: Reading) -> ir.Value:
+    """Return the weight scaled along ``linear.layout`` as an initializer. Raises FoldError by its type's range."""
     value = linear.node.inputs[linear.weight_at]
     assert value is not None
     check_range(linear.weight, affine, linear.layout)
@@ -226,7 +225,7 @@ def _folded_weight(linear: Linear, affine: ChannelAffine, reading: Reading) -> i
     return initializer(f"{value.name}_folded", tensor)
 
 
-def _folded_bias(linear: Linear, affine: ChannelAffine) -> Array:
+def folded_bias(linear: Linear, affine: ChannelAffine) -> Array:
     """Return the new bias, (C,), or (M, C) for a Gemm whose C has rows of its own."""
     bias = linear.bias
     if bias is None:
@@ -242,7 +241,7 @@ def _named_constant(fallback: str, old: ir.Value | None, array: Array) -> ir.Val
     return initializer(name, ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype)))
 
 
-def _like(node: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, ir.Attr]) -> ir.Node:
+def like(node: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, ir.Attr]) -> ir.Node:
     """Return a node with the name, metadata and documentation of ``node``."""
     return ir.Node(
         node.domain,
@@ -273,7 +272,7 @@ def read_consumer(node: ir.Node, value: ir.Value, reading: Reading) -> Linear | 
             return Declined(f"Gemm '{describe(node)}' transposes or scales its input", node)
         layout = columns(shape) if node.attributes.get_int("transB", 0) else rows(shape)
         return Linear(node, 1, linear.weight, 2, linear.bias, layout, Channels(layout.channels, 1, 2), linear.beta)
-    if not _is_unpadded(node):
+    if not is_unpadded(node):
         return Declined(f"Conv '{describe(node)}' pads its input: at the border the shift would be missing", node)
     group = node.attributes.get_int("group", 1)
     if group < 1 or shape[0] % group:
@@ -282,7 +281,8 @@ def read_consumer(node: ir.Node, value: ir.Value, reading: Reading) -> Linear | 
     return Linear(node, 1, linear.weight, 2, linear.bias, layout, Channels(layout.channels, 1, len(shape)))
 
 
-def _is_unpadded(node: ir.Node) -> bool:
+def is_unpadded(node: ir.Node) -> bool:
+    """Whether a convolution reads no padding, whatever the size of its input."""
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
     if auto_pad in ("NOTSET", ""):
         return not any(node.attributes.get_ints("pads", ()))
@@ -293,13 +293,13 @@ def absorb_before(linear: Linear, affine: ChannelAffine, x: ir.Value, reading: R
     """Return how to write ``linear ∘ affine`` reading ``x``; ``linear`` comes from :func:`read_consumer`."""
     node = linear.node
     try:
-        weight = _folded_weight(linear, affine, reading)
+        weight = folded_weight(linear, affine, reading)
         if node.op_type == "Conv":
             moved = through_weight(linear.weight, affine.shift, linear.layout)
         else:
             matrix = linear.weight if linear.layout == rows(linear.weight.shape) else linear.weight.T
             moved = affine.shift @ matrix.astype(np.float64)
-        bias = _folded_bias(linear, ChannelAffine(np.ones(moved.size), moved))
+        bias = folded_bias(linear, ChannelAffine(np.ones(moved.size), moved))
     except FoldError as error:
         return Declined(str(error), node)
-    return lambda: _with_bias(node, x, weight, bias, reading)
+    return lambda: with_bias(node, x, weight, bias, reading)

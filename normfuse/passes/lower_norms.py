@@ -11,8 +11,8 @@ from dataclasses import fields
 
 import onnx_ir as ir
 
-from normfuse.emit import emit, is_written
-from normfuse.emit.target import Form
+from normfuse.emit import emit, is_written, says_the_same
+from normfuse.emit.target import Form, Provider
 from normfuse.emit.writing import detach, is_detached
 from normfuse.graph.editing import Editor, Replacement, describe, refusal
 from normfuse.graph.site import Declined, NormSite, Reading
@@ -27,23 +27,28 @@ def lower_norms(
     reading: Reading,
     editor: Editor,
     wanted: Callable[[str], bool],
+    provider: Provider = Provider.CPU,
 ) -> tuple[list[Rewrite], list[Declined]]:
     """Write the ``sites`` of ``graph`` in ``form``; return what was done, and what was left alone and why.
 
     sites: as :func:`find_norms` read them; those whose operands a fold has replaced meanwhile are read again.
-    A norm that is already in ``form`` stays as it is, so doing this twice changes nothing; AUTO leaves all of them.
+    A norm that is already in ``form`` stays as it is, so doing this twice changes nothing.
     wanted: whether the rewrite of that id is selected; ids are made of the name of the norm's output.
     """
     decided: list[tuple[NormSite, str, Replacement]] = []
     declined: list[Declined] = []
     for site in _current(graph, sites, reading):
         rewrite_id = f"emit:{site.output.name}"
-        if site.root.graph is not graph or is_written(site, form, reading.opset) or not wanted(rewrite_id):
+        if site.root.graph is not graph or is_written(site, form, reading, reading.opset, provider):
             continue
-        replacement = emit(site, form, reading, reading.opset)
+        if not wanted(rewrite_id):
+            continue
+        replacement = emit(site, form, reading, reading.opset, provider)
         if isinstance(replacement, Declined):
             declined.append(replacement)
-        else:
+        elif replacement is not None and says_the_same(site, replacement):
+            detach(replacement.adds)
+        elif replacement is not None:
             decided.append((site, rewrite_id, replacement))
     rewrites: list[Rewrite] = []
     for site, rewrite_id, replacement in decided:

@@ -14,6 +14,8 @@ from normfuse.recognise.contrib import (
     skip_layer_norm,
     skip_simplified_layer_norm,
 )
+from normfuse.recognise.custom import custom_norm
+from normfuse.recognise.primitive import find_decomposed
 from normfuse.recognise.reshaped import reshaped_group_norm
 from normfuse.recognise.standard import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 
@@ -31,6 +33,7 @@ RECOGNISERS: tuple[Recogniser, ...] = (
     skip_layer_norm,
     skip_simplified_layer_norm,
     microsoft_group_norm,
+    custom_norm,
     known_by_name,
 )
 
@@ -44,7 +47,8 @@ def find_norms(graph: Iterable[ir.Node], reading: Reading) -> tuple[NormSite | D
     found: list[NormSite | Declined] = []
     claimed: set[ir.Node] = set()
     for node in graph:
-        if node in claimed:
+        # A cheap look first: these recognisers stand at operators of other domains, or at ones named after a norm.
+        if ("Norm" not in node.op_type and node.domain in ("", "ai.onnx")) or node in claimed:
             continue
         result = recognise(node, reading)
         if result is None:
@@ -52,7 +56,10 @@ def find_norms(graph: Iterable[ir.Node], reading: Reading) -> tuple[NormSite | D
         found.append(result)
         if isinstance(result, NormSite):
             claimed.update(result.interior)
-    return tuple(found)
+    nodes = list(graph)
+    order = {node: index for index, node in enumerate(nodes)}
+    found.extend(find_decomposed(nodes, reading, claimed))
+    return tuple(sorted(found, key=lambda each: order[each.root if isinstance(each, NormSite) else each.at]))
 
 
 def recognise(node: ir.Node, reading: Reading) -> NormSite | Declined | None:

@@ -4,7 +4,7 @@ x (N, C, *spatial) is seen as (N, G, rest): because a Reshape keeps the order of
 the C/G consecutive channels of group g of sample n, provided that N stays N and G divides C. InstanceNormalization
 normalises the rows, the second Reshape goes back to the shape of x, and an affine per channel may follow.
 
-Sources: torch.onnx ``group_norm``, Paddle2ONNX group_norm.cc; norms.md S20.
+Sources: torch.onnx ``group_norm``, Paddle2ONNX group_norm.cc.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What rounding does to one operator: the standard deviation, in units of u, of the error of each element it writes.
 
-P_g (validation.md, Budget) is the rms over runs in which every result gets u·κ·N(0, 1) of this size added and every
+P_g, the budget of rounding, is the rms over runs in which every result gets u·κ·N(0, 1) of this size added and every
 initializer is multiplied by 1 + u·U(−1, 1). Half types accumulate in float32 on every provider that we know, so the
 part that grows with the accumulation length, and the statistics of a norm, take float32's u there; each result is
 still rounded once to its own type.
@@ -83,7 +83,7 @@ EXACT = frozenset(
         "Where",
     ]
 )
-# Where the input crosses a tie, the result jumps (validation.md, Discontinuities).
+# Where the input crosses a tie, the result jumps.
 DISCONTINUOUS = frozenset(
     [
         "ArgMax",

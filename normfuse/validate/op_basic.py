@@ -202,7 +202,7 @@ def _shape(call: Call, x: Array) -> Results:
 def _gather_elements(call: Call, x: Array, indices: Array) -> Results:
     """y[i, j, …] = x[i, …, indices[i, j, …], …]; along the other axes y is as large as ``indices``, x at least as large."""
     axis = call.int("axis", 0) % x.ndim
-    where = list(np.indices(indices.shape, sparse=True))
+    where: list[Array] = list(np.indices(indices.shape, sparse=True))
     where[axis] = indices
     # An axis of size 1 in x is repeated, as onnxruntime does.
     shape = tuple(max(a, b) if i != axis else a for i, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)))

@@ -1,7 +1,7 @@
 """Locally, not only end to end: each changed part between values that both graphs share is judged alone.
 
 End to end, a 0.1 % change of one γ in the first of a hundred layers drowns in the rounding of the rest; between two
-shared values it stands at 199 budgets or more (validation.md). Both sides of a segment are fed the oracle's values
+shared values it stands at 199 budgets or more. Both sides of a segment are fed the oracle's values
 rounded to the graph's type.
 
 A value is shared if both graphs have one of its name at the top level. Other tools use a name again for something

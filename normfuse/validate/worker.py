@@ -85,7 +85,7 @@ def _do(job: dict[str, Any], task: dict[str, Any], folder: Path) -> dict[str, st
 
 
 def _with_options(provider: str) -> str | tuple[str, dict[str, str]]:
-    """CUDA without TF32: it would round every float32 product to 10 bits (failures.md, 69)."""
+    """CUDA without TF32: it would round every float32 product to 10 bits."""
     return (provider, {"use_tf32": "0"}) if provider == "CUDAExecutionProvider" else provider
 
 

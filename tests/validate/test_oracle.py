@@ -131,7 +131,7 @@ def test_conv_states_what_does_not_fit() -> None:
 @pytest.mark.parametrize("opset", [7, 8, 9, 13, 14, 15, 17])
 @pytest.mark.parametrize("momentum", [None, 0.7])
 def test_batch_normalization(opset: int, momentum: float | None) -> None:
-    """onnx.reference takes batch statistics in 9 to 13 when momentum is set (facts.md D15)."""
+    """onnx.reference takes batch statistics in 9 to 13 when momentum is set."""
     attributes: dict[str, Any] = {} if momentum is None else {"momentum": momentum}
     found = run("BatchNormalization", [X4, W6, B6, M6, S6], opset=opset, epsilon=1e-3, **attributes)[0]
     close(found, F.batch_norm(t(X4), t(M6), t(S6), t(W6), t(B6), eps=float(np.float32(1e-3))))

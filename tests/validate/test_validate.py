@@ -196,7 +196,7 @@ def test_candidate_that_the_runtime_rejects_is_divergent() -> None:
 
 
 def test_crash_of_the_runtime_is_survived() -> None:
-    """failures.md 36: onnxruntime 1.32 dies with SIGSEGV on a training BatchNormalization whose extra outputs are
+    """onnxruntime 1.32 dies with SIGSEGV on a training BatchNormalization whose extra outputs are
     unnamed."""
     reference = network(blocks(1), training_mode=1)
     reference.graph.node[1].output.extend(["", ""])

@@ -1,0 +1,82 @@
+"""The ``auto`` form: the fastest spelling that is exact on the provider, by the measured table; else the norm stays.
+
+It writes standard operators only, each with a kernel on the provider: never ``ai.normfuse``, whose library nobody probed,
+nor an operator that onnx.checker does not know.
+"""
+
+from __future__ import annotations
+
+from normfuse.emit.kernels import Spelling, fastest, has_kernel
+from normfuse.emit.primitive import emit_primitive
+from normfuse.emit.standard import emit_reshaped, emit_standard, operator_of
+from normfuse.emit.target import Provider
+from normfuse.emit.writing import channel_count, type_of
+from normfuse.graph.editing import Replacement
+from normfuse.graph.reading import is_standard
+from normfuse.graph.site import Declined, NormSite, Reading
+from normfuse.spec import PerChannel, PerGroup, Stored, canonical, kind
+
+_MICROSOFT = "com.microsoft"
+_NATIVE = frozenset(
+    "BatchNormalization InstanceNormalization GroupNormalization LayerNormalization RMSNormalization "
+    "SimplifiedLayerNormalization".split()
+)
+
+
+def emit_auto(site: NormSite, reading: Reading, opset: int, provider: Provider) -> Replacement | Declined | None:
+    """Write ``site`` in its fastest spelling on ``provider``; None where it stays."""
+    spelling = best_spelling(site, reading, opset, provider)
+    if spelling is Spelling.RESHAPED:
+        return emit_reshaped(site, reading, opset)
+    if spelling is Spelling.PRIMITIVE:
+        return emit_primitive(site, reading, opset)
+    return None if spelling is None else emit_standard(site, reading, opset)
+
+
+def best_spelling(site: NormSite, reading: Reading, opset: int, provider: Provider) -> Spelling | None:
+    """Return the spelling that ``auto`` wants for ``site``; None where it stays: already right, or nothing known."""
+    own = type_of(site)
+    if own is None or isinstance(site.spec.statistics, Stored):
+        return None
+    if any(node.domain == "ai.normfuse" for node in site.interior) or _runs_as_contrib(site, provider):
+        return None
+    name = _kind(site, reading)
+    spelling = fastest(name, own, provider)
+    if spelling is Spelling.OPERATOR:
+        operator = operator_of(site, opset)
+        # The opset has no operator: elementary ones would only be written in another way.
+        spelling = None if operator is None or not has_kernel(operator, own, provider) else spelling
+    return spelling if spelling is not None or _runs(site, provider) else _without_kernel(provider)
+
+
+def _kind(site: NormSite, reading: Reading) -> str:
+    """Return instance, group, layer or rms, of the canonical norm: as many groups as channels are an instance norm."""
+    rank = reading.ranks.of(site.operands.x)
+    statistics = canonical(site.spec, channels=channel_count(site), rank=rank).statistics
+    if isinstance(statistics, PerChannel) and rank != 2:
+        return "instance"
+    return "group" if isinstance(statistics, PerGroup) else kind(site.spec)
+
+
+def _runs_as_contrib(site: NormSite, provider: Provider) -> bool:
+    """Whether ``site`` is an operator of onnxruntime's own that has a kernel: its author chose it."""
+    own = type_of(site)
+    assert own is not None
+    foreign = [node for node in site.interior if node.domain == _MICROSOFT]
+    return bool(foreign) and all(has_kernel(f"{_MICROSOFT}.{node.op_type}", own, provider) for node in foreign)
+
+
+def _runs(site: NormSite, provider: Provider) -> bool:
+    """Whether every norm operator of ``site`` has a kernel, as far as the table knows the provider."""
+    for node in site.interior:
+        x = node.inputs[0]
+        if not is_standard(node) or node.op_type not in _NATIVE or x is None or x.dtype is None:
+            continue
+        if node.op_type != "GroupNormalization" and not has_kernel(node.op_type, x.dtype, provider):
+            return False
+    return True
+
+
+def _without_kernel(provider: Provider) -> Spelling | None:
+    """Return how a norm is written whose operator does not run: only where it is known not to."""
+    return Spelling.PRIMITIVE if provider is Provider.CPU else None

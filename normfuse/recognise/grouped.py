@@ -1,0 +1,130 @@
+"""Norms of a view: ``Reshape · norm · Reshape`` with the statistics of channel groups in between.
+
+Channels first, (N, C, *spatial) is seen as (N, G, …) and averaged over all axes after G; channels last,
+(N, *spatial, C) as (N, *spatial, G, C/G) and averaged over all axes but N and G.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.graph.reading import has_parameters, input_at, is_op
+from normfuse.graph.site import Reading
+from normfuse.recognise.affine_operands import Row
+from normfuse.recognise.dims import is_dim, same_shape
+from normfuse.recognise.grouping import groups_of, not_restored
+from normfuse.recognise.layout import Axes, size_of
+from normfuse.recognise.parameters import detached
+from normfuse.recognise.reshaped import sole_user
+from normfuse.spec import AffineAxes
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """x behind the Reshape ``there``, and the Reshape ``back`` that restores its shape."""
+
+    x: ir.Value
+    there: ir.Node
+    back: ir.Node
+    groups: int
+    channel_axis: Literal[1, -1]
+
+
+def view_of(viewed: ir.Value, result: ir.Value, axes: Axes, reading: Reading) -> View | None:
+    """Return the view in which a mean over ``axes`` of ``viewed`` is one over groups of channels, if it is one."""
+    there, back = viewed.producer(), sole_user(result)
+    if there is None or back is None or not is_op(there, "Reshape") or not is_op(back, "Reshape"):
+        return None
+    x, rank = input_at(there, 0), reading.ranks.of(viewed)
+    if x is None or rank is None or input_at(back, 0) is not result or has_parameters(there) or has_parameters(back):
+        return None
+    if rank >= 3 and axes == tuple(range(2 - rank, 0)):
+        groups = groups_of(x, there, reading)
+        if isinstance(groups, str) or not_restored(x, back, groups, reading) is not None:
+            return None
+        return View(x, there, back, groups, 1)
+    if rank >= 4 and axes == (*range(1 - rank, -2), -1):
+        return _channels_last(x, viewed, there, back, rank, reading)
+    return None
+
+
+def _channels_last(
+    x: ir.Value, viewed: ir.Value, there: ir.Node, back: ir.Node, rank: int, reading: Reading
+) -> View | None:
+    channels = size_of(x, -1)
+    target = reading.constants.integers(input_at(there, 1))
+    if target is not None and len(target) == rank == 4 and _collapses(x, target, channels):
+        return View(x, there, back, target[2], -1) if same_shape(back.outputs[0], x) else None
+    groups, size = size_of(viewed, -2), size_of(viewed, -1)
+    if reading.ranks.of(x) != rank - 1 or groups is None or size is None or channels != groups * size:
+        return None
+    if viewed.shape is None or not same_shape(back.outputs[0], x):
+        return None
+    kept = (is_dim(_stated(viewed, axis), x, axis) for axis in range(rank - 2))
+    return View(x, there, back, groups, -1) if all(kept) else None
+
+
+def _collapses(x: ir.Value, target: tuple[int, ...], channels: int | None) -> bool:
+    """Whether a Reshape to ``target`` sees (N, *spatial, C) as (N, positions, G, C/G)."""
+    samples, positions, groups, size = target
+    if positions != -1 or min(groups, size) < 1 or channels != groups * size or x.shape is None or x.shape.rank() < 3:
+        return False
+    return samples == 0 or x.shape[0] == samples
+
+
+def _stated(value: ir.Value, axis: int) -> int | None:
+    return size_of(value, axis - value.shape.rank()) if value.shape is not None else None
+
+
+def grouped_rows(
+    rows: tuple[Row | None, Row | None], view: View, viewed: ir.Value, rank: int
+) -> tuple[AffineAxes, ir.Value | None, ir.Value | None] | None:
+    """Return γ and β of the view as operands per group or per channel of x; None where they lie otherwise."""
+    group_axis = 1 - rank if view.channel_axis == 1 else -2
+    group_shape = tuple(view.groups if axis == group_axis else 1 for axis in range(-rank, 0))
+    size = size_of(viewed, group_axis + 1)
+    channel_shape = tuple(
+        size if axis == group_axis + 1 else each for axis, each in zip(range(-rank, 0), group_shape, strict=True)
+    )
+    present = [row for row in rows if row is not None]
+    if not present:
+        return AffineAxes.CHANNEL, None, None
+    padded = [(1,) * (rank - len(row.shape)) + row.shape for row in present]
+    if all(shape == group_shape for shape in padded) and view.groups > 1:
+        operands = [None if row is None else _as_it_is(row) for row in rows]
+        return _complete(AffineAxes.GROUP, rows, operands)
+    channels = size_of(view.x, view.channel_axis) if view.channel_axis == -1 else _channels(view.x)
+    if size is None or channels != view.groups * size:
+        return None
+    operands = []
+    for row in rows:
+        if row is None:
+            operands.append(None)
+            continue
+        shape = (1,) * (rank - len(row.shape)) + row.shape
+        if any(each not in (1, most) for each, most in zip(shape, channel_shape, strict=True)) or row.array is None:
+            return None
+        full = np.broadcast_to(row.array.reshape(shape), [int(each or 1) for each in channel_shape]).reshape(-1)
+        operands.append(detached(row.name, full, row.array))
+    return _complete(AffineAxes.CHANNEL, rows, operands)
+
+
+def _channels(x: ir.Value) -> int | None:
+    return None if x.shape is None else size_of(x, 1 - x.shape.rank())
+
+
+def _as_it_is(row: Row) -> ir.Value | None:
+    if row.value is not None:
+        return row.value
+    return None if row.array is None else detached(row.name, row.array, row.array)
+
+
+def _complete(
+    axes: AffineAxes, rows: tuple[Row | None, Row | None], operands: list[ir.Value | None]
+) -> tuple[AffineAxes, ir.Value | None, ir.Value | None] | None:
+    missing = any(row is not None and operand is None for row, operand in zip(rows, operands, strict=True))
+    return None if missing else (axes, operands[0], operands[1])

@@ -1,0 +1,215 @@
+"""Norms written in primitive operators, recognised by what they compute.
+
+Every mean in a graph proposes its x. What is computed from that x and parameters alone is read as terms; the last
+value whose term is a norm, and whose inner values nobody else needs, is the result. What only looks like a norm, or
+cannot go, is declined with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from normfuse.graph.channels import channels
+from normfuse.graph.editing import removal_refusal
+from normfuse.graph.reading import input_at, is_op
+from normfuse.graph.site import Declined, NormSite, Operands, Reading
+from normfuse.recognise.affine_operands import Row, affine_of, rows_of
+from normfuse.recognise.cone import read_cone
+from normfuse.recognise.core import Core, NearMiss, core_of
+from normfuse.recognise.followers import with_following_affine
+from normfuse.recognise.grouped import grouped_rows, view_of
+from normfuse.recognise.interior import interior_of
+from normfuse.recognise.parameters import Parameters
+from normfuse.recognise.reshaped import sole_user
+from normfuse.recognise.terms import Mean, Term, X
+from normfuse.recognise.vocabulary import REDUCTIONS, Reader
+from normfuse.spec import AffineAxes, AffineLayout, ComputeType, NormSpec, PerChannel, PerGroup, Trailing
+
+_CLASH = "a mean without kept dimensions broadcasts along another axis than it averages over"
+_COMPUTE_TYPES = {
+    ir.DataType.FLOAT16: ComputeType.FLOAT16,
+    ir.DataType.BFLOAT16: ComputeType.BFLOAT16,
+    ir.DataType.FLOAT: ComputeType.FLOAT,
+    ir.DataType.DOUBLE: ComputeType.DOUBLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """A norm, or why it is none, with the nodes that need not be asked again."""
+
+    result: NormSite | Declined
+    nodes: tuple[ir.Node, ...]
+
+
+def find_decomposed(
+    graph: Iterable[ir.Node], reading: Reading, claimed: Set[ir.Node], *, lift_flagged: bool = False
+) -> tuple[NormSite | Declined, ...]:
+    """Return the norms of one graph that are written in primitive operators, in the order of their results.
+
+    claimed: nodes that belong to norms already found. lift_flagged: also lift spellings that are the norm in exact
+    arithmetic and lose digits in floating point (E[x²] − E[x]²). Linear in the size of the graph.
+    """
+    nodes = list(graph)
+    if not any(node.op_type in REDUCTIONS for node in nodes):
+        return ()
+    order = {node: position for position, node in enumerate(nodes)}
+    parameters = Parameters(nodes, reading)
+    taken = set(claimed)
+    tried: set[ir.Value] = set()
+    found: list[_Finding] = []
+    for node in nodes:
+        if node in taken or not is_op(node, *REDUCTIONS):
+            continue
+        for x in _proposals(node):
+            if x in tried or parameters.holds(x) or node in taken:
+                continue
+            tried.add(x)
+            for finding in _norms_of(read_cone(x, reading, parameters, order, taken), order, lift_flagged):
+                found.append(finding)
+                taken.update(finding.nodes)
+    found.sort(key=lambda finding: order[_place(finding.result)])
+    return tuple(finding.result for finding in found)
+
+
+def _place(result: NormSite | Declined) -> ir.Node:
+    return result.root if isinstance(result, NormSite) else result.at
+
+
+def _proposals(reduction: ir.Node) -> Iterator[ir.Value]:
+    """Yield what ``reduction`` may be a statistic of: its operand, or what is squared there; Casts seen through."""
+    value = input_at(reduction, 0)
+    if value is None:
+        return
+    value = _without_casts(value)
+    square = value.producer()
+    if square is not None and (is_op(square, "Pow") or is_op(square, "Mul")):
+        bases = [_without_casts(operand) for operand in square.inputs if operand is not None]
+        if square.op_type == "Pow" or (len(bases) == 2 and bases[0] is bases[1]):
+            yield bases[0]
+    yield value
+
+
+def _without_casts(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    while node is not None and is_op(node, "Cast", "Identity") and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def _norms_of(reader: Reader, order: Mapping[ir.Node, int], lift_flagged: bool) -> list[_Finding]:
+    """Return the norms of one x."""
+    cores: list[tuple[ir.Node, Core]] = []
+    misses: list[tuple[ir.Node, str]] = []
+    for value, known in reader.known.items():
+        node = value.producer()
+        factors = known.term.factors
+        if node is None or known.missing or not reader.terms.varies(factors) or not reader.terms.is_rooted(factors):
+            continue
+        result = core_of(known.term, reader.terms)
+        if isinstance(result, NearMiss):
+            misses.append((node, result.reason))
+        elif result is not None and known.clashes:
+            misses.append((node, _CLASH))
+        elif result is not None and result.flag is not None and not lift_flagged:
+            misses.append((node, result.flag))
+        elif result is not None:
+            cores.append((node, result))
+    found: list[_Finding] = []
+    taken: set[ir.Node] = set()
+    for node, core in reversed(cores):
+        if node in taken:
+            continue
+        site = _site(node, core, reader, order)
+        if isinstance(site, NormSite) and not taken.intersection(site.interior):
+            found.append(_Finding(site, site.interior))
+            taken.update(site.interior)
+        elif isinstance(site, str):
+            misses.append((node, site))
+    misses.sort(key=lambda miss: order[miss[0]])
+    for node, reason in misses:
+        # Of one norm the innermost objection counts; the others follow from it.
+        nodes = interior_of(node, reader, order).nodes
+        statistics = {each for each in nodes if each.op_type in REDUCTIONS}
+        if not taken & statistics:
+            found.append(_Finding(Declined(reason, node), nodes))
+            taken |= set(nodes)
+    return found
+
+
+def _site(root: ir.Node, core: Core, reader: Reader, order: Mapping[ir.Node, int]) -> NormSite | str:
+    """Return the norm with the result of ``root``; else why it cannot go."""
+    interior = interior_of(root, reader, order)
+    objection = removal_refusal(interior.nodes, {root.outputs[0]})
+    if objection is not None:
+        return objection.reason
+    rows = rows_of(core, reader, interior.x, set(interior.nodes))
+    if isinstance(rows, str):
+        return rows
+    spec = NormSpec(
+        Trailing(core.axes), core.epsilon, centred=core.centred, compute_type=_compute_type(core, interior.x, reader)
+    )
+    spelling = "·".join(node.op_type for node in interior.nodes)
+    plain = NormSite(spec, Operands(interior.x), spelling, root, interior.nodes)
+    grouped = _of_groups(plain, rows, core, reader) if core.centred else None
+    if grouped is not None:
+        return grouped
+    affine = affine_of(rows, core.axes, interior.x, reader.rank, centred=core.centred)
+    if isinstance(affine, str):
+        return affine
+    layout = affine.layout
+    described = replace(
+        spec,
+        statistics=layout.statistics,
+        affine=AffineLayout(affine.scale is not None, affine.bias is not None, layout.affine),
+        channel_axis=layout.channel_axis,
+    )
+    return replace(plain, spec=described, operands=Operands(interior.x, affine.scale, affine.bias))
+
+
+def _of_groups(site: NormSite, rows: tuple[Row | None, Row | None], core: Core, reader: Reader) -> NormSite | None:
+    """Return the norm of channel groups of which ``site`` is the norm of the view; None where there is no view."""
+    viewed, rank = site.operands.x, reader.rank
+    view = view_of(viewed, site.output, core.axes, reader.reading)
+    if view is None or rank is None:
+        return None
+    operands = grouped_rows(rows, view, viewed, rank)
+    if operands is None:
+        return None
+    axes, scale, bias = operands
+    statistics = PerChannel() if view.groups == channels(view.x, view.channel_axis) else PerGroup(view.groups)
+    axes = AffineAxes.CHANNEL if isinstance(statistics, PerChannel) else axes
+    spec = replace(
+        site.spec,
+        statistics=statistics,
+        affine=AffineLayout(scale is not None, bias is not None, axes),
+        channel_axis=view.channel_axis,
+    )
+    goes = sole_user(viewed) is not None or {user for user, _ in viewed.uses()} <= set(site.interior)
+    interior = (
+        (view.there, *site.interior, view.back)
+        if goes and not viewed.is_graph_output()
+        else (*site.interior, view.back)
+    )
+    found = NormSite(spec, Operands(view.x, scale, bias), f"Reshape·{site.spelling}·Reshape", view.back, interior)
+    return with_following_affine(found, reader.reading)
+
+
+def _compute_type(core: Core, x: ir.Value, reader: Reader) -> ComputeType:
+    """Return the narrowest type of a statistic; INPUT where it is that of x or nothing is stated."""
+    means = [core.mean]
+    if core.centred:
+        mean: Term | None = reader.terms.mean(X, core.axes)
+        assert mean is not None
+        means.append(mean.factors[0][0])
+    stated = [reader.mean_types.get(number) for number in means if isinstance(reader.terms.base(number), Mean)]
+    types = [dtype for dtype in stated if dtype is not None]
+    own = reader.known[x].dtype if x in reader.known else x.dtype
+    if not types or own is None:
+        return ComputeType.INPUT
+    narrowest = min(types, key=lambda dtype: dtype.itemsize)
+    return ComputeType.INPUT if narrowest == own else _COMPUTE_TYPES[narrowest]
