@@ -219,9 +219,9 @@ def _bits(data_type: int) -> int:
 def _bytes(tensor: ir.TensorProtocol) -> int:
     """Return ``tensor.nbytes``, which makes a Shape object each time, by a shorter way where there is one."""
     if type(tensor) is ir.TensorProtoTensor:
-        return math.ceil(math.prod(tensor.raw.dims) * _bits(tensor.raw.data_type) / 8)
-    size: int = tensor.nbytes
-    return size
+        bits: int = math.prod(tensor.raw.dims) * _bits(tensor.raw.data_type)
+        return math.ceil(bits / 8)
+    return tensor.nbytes
 
 
 def _fuse_graph(

@@ -104,7 +104,7 @@ def advice(site: NormSite, form: Form, reading: Reading, opset: int, provider: P
     """Return what a user should know of ``site`` in ``form`` on ``provider``, where the form is not the best there."""
     if form is Form.STANDARD and provider is Provider.CPU and operator_of(site, opset) == "GroupNormalization":
         return (
-            "GroupNormalization on onnxruntime's CPU is inlined: 8-16 times a copy of the tensor, and NaN at mean/std "
+            "GroupNormalization on onnxruntime's CPU is inlined: 7-16 times a copy of the tensor, and NaN at mean/std "
             "1e4; --form auto avoids it"
         )
     if form is not Form.ORT or site.operands.residual is None:

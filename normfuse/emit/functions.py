@@ -5,8 +5,8 @@ activation and side of the channels. It knows neither the rank nor the channels 
 below opset 12, where Constant cannot refer to one: there each set of attributes has a body of its own.
 
 Statistics are means of deviations, never E[x²] − E[x]², in float32 for half types. Where onnxruntime has the kernels,
-groups are normalised by InstanceNormalization between two Reshapes and scaled by BatchNormalization, which is 2.7 to
-3.4 times as fast as onnxruntime's GroupNormalization; float64, for which it has not, takes means.
+groups are normalised by InstanceNormalization between two Reshapes and scaled by BatchNormalization, which is 2 to
+3 times as fast as onnxruntime's GroupNormalization; float64, for which it has not, takes means.
 A batch of zero is a limit: a Reshape cannot infer an axis of an empty tensor.
 """
 

@@ -14,7 +14,7 @@ from normfuse import Form, Target, Verdict
 from normfuse.graph.site import Declined, NormSite
 from normfuse.recognise import find_norms
 from normfuse.spec import AffineAxes, AffineLayout, NormSpec, Trailing, canonical
-from tests.folding import assert_same, build, normal
+from tests.folding import Array, assert_same, build, normal
 from tests.graphs import reading_of
 
 EPSILON = float(np.float32(1e-3))
@@ -29,8 +29,8 @@ def found(model: onnx.ModelProto) -> list[NormSite | Declined]:
 
 def model_of(body: str, *, opset: int, y: str = SHAPE) -> onnx.ModelProto:
     """Return the model of ``body`` with the constants that it names."""
-    constants = {
-        "g": normal(8, seed=2), "b": normal(8, seed=3), "e": np.float32([1e-3]), "e0": np.array(1e-3, np.float32),
+    constants: dict[str, Array] = {
+        "g": normal(8, seed=2), "b": normal(8, seed=3), "e": np.array([1e-3], np.float32), "e0": np.array(1e-3, np.float32),
         "two": np.array(2, np.float32), "half": np.array(0.5, np.float32), "mhalf": np.array(-0.5, np.float32),
         "one": np.array(1, np.float32), "n": np.array(8, np.float32), "last": np.array([-1]), "pos": np.array([2]),
         "four": np.array(4, np.float32), "seven": np.array(7, np.float32), "first": np.array([1]),
@@ -64,7 +64,9 @@ def test_every_spelling_of_layer_norm_is_one_norm() -> None:
     both = AffineLayout(True, True, AffineAxes.NORMALISED)
     expected = canonical(NormSpec(Trailing((-1,)), EPSILON, affine=both))
     for opset, axis, centre, square, epsilon, root, affine in CHOICES:
-        body = f"{mean('m', 'x', opset, axis)} {centre} {square} {mean('v', 'q', opset, axis)} {epsilon} {root} {affine}"
+        body = (
+            f"{mean('m', 'x', opset, axis)} {centre} {square} {mean('v', 'q', opset, axis)} {epsilon} {root} {affine}"
+        )
         sites = found(model_of(body, opset=opset))
         assert len(sites) == 1, body
         assert isinstance(sites[0], NormSite), (body, sites[0])
