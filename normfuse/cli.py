@@ -36,7 +36,9 @@ app = typer.Typer(
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Out = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The ONNX file to write.")]
-FormName = Annotated[str, typer.Option("--form", help="How norms are written: auto, standard, custom, ort or primitive.")]
+FormName = Annotated[
+    str, typer.Option("--form", help="How norms are written: auto, standard, custom, ort or primitive.")
+]
 ProviderName = Annotated[str, typer.Option("--provider", help="Where the model will run: cpu or cuda.")]
 Skip = Annotated[str | None, typer.Option("--skip", metavar="NODE_REGEX", help="Leave nodes with such names alone.")]
 AssumeInference = Annotated[
