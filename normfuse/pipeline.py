@@ -151,6 +151,8 @@ def _operator(node: ir.Node) -> str:
 def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionReport:
     """Do the work of :func:`fuse` on ``model`` itself."""
     check_opset(model)
+    if options.only is not None:
+        _check_ids(model, target, options)
     sizes: dict[ir.Value, int] = {}
     nodes_before, size_before = measure(model, sizes)
     notes = list(inline_functions(model))
@@ -167,9 +169,8 @@ def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionRe
         found.extend(_fuse_graph(graph, opset, target, constants, editor, ledger))
     for record, root in found:
         records.append(replace(record, plan=ledger.plans.get(root, "keep")))
-    if options.only is not None and not options.only <= ledger.ids:
-        unknown = ", ".join(sorted(options.only - ledger.ids))
-        raise UnsupportedForm(f"no such rewrite in this model: {unknown}")
+    if dependent := sorted((options.only or frozenset()) - ledger.ids):
+        notes.append(f"not replayed, since they follow from rewrites that were not selected: {', '.join(dependent)}")
     if ledger.rewrites and model.ir_version < 4:
         notes.extend(freeze_inputs(model))
     notes.extend(editor.finish())
@@ -186,6 +187,14 @@ def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionRe
         size=Change(size_before, size_after),
         notes=tuple(notes),
     )
+
+
+def _check_ids(model: ir.Model, target: Target, options: Options) -> None:
+    """Raise UnsupportedForm where a wanted id is none of those that the whole run has."""
+    whole = fuse_in_place(model.clone(), target, replace(options, only=None))
+    unknown = (options.only or frozenset()) - {rewrite.id for rewrite in whole.rewrites}
+    if unknown:
+        raise UnsupportedForm(f"no such rewrite in this model: {', '.join(sorted(unknown))}")
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:

@@ -73,6 +73,21 @@ def test_replaying_an_unknown_rewrite_is_an_error() -> None:
         fuse(two_norms(), only=["fold-batchnorm:nowhere"])
 
 
+def test_a_rewrite_that_follows_from_another_is_not_replayed_alone() -> None:
+    """The norm before the convolution folds into what the norm behind it left."""
+    text = f"""g (float[2,4,6,6] x) => (float[2,4,6,6] y) {{
+        r = Relu (x)  n = BatchNormalization (r, s, b, m, v)  c = Conv (n, W)  y = {BN} }}"""
+    model = build(text, {"W": normal(4, 4, 1, 1), **parameters(4)})
+    fused, report = fuse(model)
+    assert [rewrite.id for rewrite in report.rewrites] == ["fold-batchnorm:y", "fold-batchnorm:y#2"]
+    assert_same(model, fused)
+    alone, replay = fuse(model, only=["fold-batchnorm:y#2"])
+    assert replay.notes == ("not replayed, since they follow from rewrites that were not selected: fold-batchnorm:y#2",)
+    assert_same(model, alone)
+    both, replay = fuse(model, only=["fold-batchnorm:y", "fold-batchnorm:y#2"])
+    assert count(both, "BatchNormalization") == 0
+
+
 def test_ids_in_branches_that_share_a_name() -> None:
     branch = "c = Conv (x, W)  p = BatchNormalization (c, s, b, m, v)"
     text = f"""g (float[2,3,6,6] x, bool t) => (float[2,4,6,6] y) {{ y = If (t) <
