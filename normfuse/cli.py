@@ -130,7 +130,7 @@ def fuse(
     from normfuse.pipeline import Options
 
     target = _target(form, provider)
-    _refuse_to_overwrite(model, output)
+    _refuse_to_overwrite(model, output, report)
     options = Options(skip=skip, assume_inference=assume_inference, freeze_inputs=freeze_inputs)
     _fuse_and_save(model, output, target, options, report, validate=not no_validate)
 
@@ -141,9 +141,17 @@ def _target(form: str, provider: str) -> Target:
     return Target(parse_form(form), parse_provider(provider))
 
 
-def _refuse_to_overwrite(model: Path, output: Path) -> None:
-    if output.exists() and model.exists() and os.path.samefile(output, model):
-        raise UnsupportedForm(f"{output}: is the input; name another file to write")
+def _refuse_to_overwrite(model: Path, *outputs: Path | None) -> None:
+    """Refuse to write over an input, or two outputs to one file."""
+    taken = {model.resolve(): "is the input"}
+    for output in outputs:
+        if output is None:
+            continue
+        same = output.exists() and model.exists() and os.path.samefile(output, model)
+        reason = "is the input" if same else taken.get(output.resolve())
+        if reason is not None:
+            raise UnsupportedForm(f"{output}: {reason}; name another file to write")
+        taken[output.resolve()] = "is already another output"
 
 
 def _fuse_and_save(
@@ -288,6 +296,8 @@ def validate(
     from normfuse.report import schema, table
     from normfuse.validate import validate as compare
 
+    for model in (reference, candidate):
+        _refuse_to_overwrite(model, json_file)
     providers = tuple(parse_provider(name) for name in provider or ["cpu"])
     _progress("evaluating both models")
     report = compare(reference, candidate, providers=providers, inputs=inputs, quick=quick)

@@ -177,7 +177,7 @@ def _decide_forward(norm: ir.Node, norms: Norms, reading: Reading) -> Fold | Dec
             f"'{describe(consumer)}' behind it, the result would lose accuracy",
             norm,
         )
-    rebuild = absorb_before(linear, compose(links, channels.count), x, reading)
+    rebuild = absorb_before(linear, compose(links, channels.count), norm, reading)
     fold = _finish(linear, rebuild, links, (*(link.node for link in links), consumer))
     return Declined(fold.reason, norm) if isinstance(fold, Declined) else fold
 

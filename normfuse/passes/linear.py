@@ -289,8 +289,11 @@ def is_unpadded(node: ir.Node) -> bool:
     return auto_pad == "VALID"
 
 
-def absorb_before(linear: Linear, affine: ChannelAffine, x: ir.Value, reading: Reading) -> Rebuild | Declined:
-    """Return how to write ``linear ∘ affine`` reading ``x``; ``linear`` comes from :func:`read_consumer`."""
+def absorb_before(linear: Linear, affine: ChannelAffine, first: ir.Node, reading: Reading) -> Rebuild | Declined:
+    """Return how to write ``linear ∘ affine`` reading what ``first`` reads when the nodes are made.
+
+    Not what it reads now: an earlier change may have replaced that value. ``linear`` comes from :func:`read_consumer`.
+    """
     node = linear.node
     try:
         weight = folded_weight(linear, affine, reading)
@@ -302,4 +305,4 @@ def absorb_before(linear: Linear, affine: ChannelAffine, x: ir.Value, reading: R
         bias = folded_bias(linear, ChannelAffine(np.ones(moved.size), moved))
     except FoldError as error:
         return Declined(str(error), node)
-    return lambda: with_bias(node, x, weight, bias, reading)
+    return lambda: with_bias(node, first.inputs[0], weight, bias, reading)

@@ -463,6 +463,19 @@ def test_folds_into_the_operator_behind_it(body: str, shape: tuple[int, ...], fo
         assert reasons(report) == ["Conv 'Conv → y' pads its input: at the border the shift would be missing"]
 
 
+def test_two_forward_folds_in_a_row() -> None:
+    """The second reads what the first wrote, not the value that was there when both were decided."""
+    second = {f"{name}2": array for name, array in parameters(4, seed=9).items()}
+    text = """g (float[2,3,6,6] x) => (float[2,4,6,6] y, float[2,4,6,6] c) {
+        n = BatchNormalization (x, s, b, m, v)  c = Conv (n, W)
+        k = BatchNormalization (c, s2, b2, m2, v2)  y = Conv (k, V) }"""
+    model = build(text, {"W": normal(4, 3, 1, 1), "V": normal(4, 4, 1, 1), **parameters(3), **second})
+    fused, report = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["Conv", "Conv"]
+    assert len(report.rewrites) == 2
+    assert_same(model, fused)
+
+
 def test_folds_forward_into_gemm() -> None:
     body = "n = BatchNormalization (x, s, b, m, v)  y = Gemm <transB = 1, beta = 0.5> (n, W, C)"
     arrays = {"W": normal(4, 5), "C": normal(4, seed=3), **parameters(5)}
