@@ -111,6 +111,7 @@ class Constants:
             return None  # an ill-formed constant expression is no constant; the runtime will say so
         if result is None or result.size > _MOST_ELEMENTS:
             return None
+        result = np.asarray(result)  # a Gather by a scalar gives a NumPy scalar, which has no flags to set
         result.flags.writeable = False
         return result
 

@@ -34,6 +34,7 @@ EXPRESSIONS = [
     ("b = Abs (A)  c = Sqrt (b)  d = Neg (c)  y = Reciprocal (d)", lambda a: 1 / -np.sqrt(np.abs(a))),
     ("s = Constant <value_ints = [2,3]> ()  y = ConstantOfShape <value = float[1] {7.0}> (s)",
      lambda a: np.full((2, 3), 7.0, np.float32)),
+    ("s = Constant <value_int = 1> ()  y = Gather <axis = 0> (K, s)", lambda a: np.array(7, np.int64)),
     ("y = Shape (A)", lambda a: np.array([2, 3, 4])),
     ("y = Shape <start = 1> (x)", lambda a: np.array([5])),
 ]  # fmt: skip
@@ -42,7 +43,7 @@ EXPRESSIONS = [
 @pytest.mark.parametrize(("body", "truth"), EXPRESSIONS, ids=[case[0] for case in EXPRESSIONS])
 def test_constant_expressions(body: str, truth: object) -> None:
     array = normal(2, 3, 4)
-    model = ir.from_proto(build(f"g (double[3,5] x) => (float y) {{ {body} }}", {"A": array}, opset=18))
+    model = ir.from_proto(build(f"g (double[3,5] x) => (float y) {{ {body} }}", {"A": array, "K": np.array([5, 7])}, opset=18))
     found = Constants(model).array(model.graph.outputs[0])
     expected = truth(array)  # type: ignore[operator]
     assert found is not None
