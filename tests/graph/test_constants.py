@@ -43,7 +43,9 @@ EXPRESSIONS = [
 @pytest.mark.parametrize(("body", "truth"), EXPRESSIONS, ids=[case[0] for case in EXPRESSIONS])
 def test_constant_expressions(body: str, truth: object) -> None:
     array = normal(2, 3, 4)
-    model = ir.from_proto(build(f"g (double[3,5] x) => (float y) {{ {body} }}", {"A": array, "K": np.array([5, 7])}, opset=18))
+    model = ir.from_proto(
+        build(f"g (double[3,5] x) => (float y) {{ {body} }}", {"A": array, "K": np.array([5, 7])}, opset=18)
+    )
     found = Constants(model).array(model.graph.outputs[0])
     expected = truth(array)  # type: ignore[operator]
     assert found is not None
