@@ -323,6 +323,8 @@ def main() -> None:
             sys.exit(BAD_INPUT)
         _fail(f"internal error: {type(error).__name__}: {error} (-v shows the traceback)", INTERNAL)
     else:
+        if code == INTERRUPTED:  # the parser of the command line turns an interruption into its code
+            typer.echo("interrupted", err=True)
         sys.exit(code if isinstance(code, int) else 0)
 
 

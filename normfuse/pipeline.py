@@ -21,7 +21,7 @@ from normfuse.errors import UnsupportedForm
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor, describe
-from normfuse.graph.reading import bodies
+from normfuse.graph.reading import bodies, default_opset
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.memory import uncollected
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
@@ -91,13 +91,7 @@ def fuse(
 def baseline(model: Source, options: Options) -> Path | onnx.ModelProto | ir.Model:
     """Return what the result is verified against: ``model``, or its inference reading where that was asked for."""
     if not options.assume_inference:
-        return (
-            Path(model)
-            if isinstance(model, str)
-            else Path(os.fspath(model))
-            if isinstance(model, os.PathLike)
-            else model
-        )
+        return Path(model) if isinstance(model, str | os.PathLike) else model
     reference = read(model)
     assume_inference(reference)
     return reference
@@ -179,7 +173,7 @@ def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionRe
     if size_after > size_before:
         notes.append(f"the weights grew by {size_after - size_before} bytes: shared ones got a private copy per use")
     return FusionReport(
-        opset=model.opset_imports.get("", 1),
+        opset=default_opset(model),
         norms=tuple(records),
         declined=tuple(ledger.records()),
         rewrites=tuple(ledger.rewrites),
@@ -239,7 +233,7 @@ def _fuse_graph(
     """Find the norms of one graph, fold what folds, write the rest in the target's form. Returns what was found."""
 
     def reading() -> Reading:
-        return Reading(opset, constants, Ranks(constants), ledger.options.assume_inference)
+        return Reading(opset, constants, Ranks(constants))
 
     outcomes = find_norms(graph, reading())
     norms = {outcome.root if isinstance(outcome, NormSite) else outcome.at: outcome for outcome in outcomes}

@@ -199,4 +199,5 @@ def test_interruption_is_130(
 
     monkeypatch.setattr(pipeline, "fuse_in_place", interrupted)
     assert call("fuse", example(tmp_path / "in.onnx"), "-o", tmp_path / "out.onnx") == 130
+    assert capsys.readouterr().err == "interrupted\n"
     assert not (tmp_path / "out.onnx").exists()

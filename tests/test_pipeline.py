@@ -130,6 +130,12 @@ def test_an_opset_newer_than_known() -> None:
         fuse(model)
 
 
+def test_the_default_domain_under_its_other_name() -> None:
+    model = two_norms()
+    model.opset_import[0].domain = "ai.onnx"
+    assert fuse(model)[1].opset == 17
+
+
 def test_a_bad_skip_pattern() -> None:
     with pytest.raises(UnsupportedForm, match="is no regular expression"):
         fuse(two_norms(), skip="(")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -107,10 +108,30 @@ def prepare(
         if weights is not None:
             load_weights(module, weights)
         if inputs:
-            return Prepared(module, tuple(_example(spec) for spec in inputs), tuple(spec.name for spec in inputs))
+            return _described(module, inputs)
         # On a class, example_inputs may be a method of its instances.
         places = (module, home) if isinstance(factory, type) else (factory, module, home)
         return Prepared(module, _example_inputs(text, places))
+
+
+def _described(module: torch.nn.Module, specs: Sequence[InputSpec]) -> Prepared:
+    """Return ``module`` with the inputs that ``specs`` describe.
+
+    Names that are all parameters of ``forward`` say which input is which; other names are given by position.
+    """
+    examples = {spec.name: _example(spec) for spec in specs}
+    if len(examples) != len(specs):
+        raise ExportError(f"an input is described twice: {', '.join(spec.name for spec in specs)}")
+    try:
+        parameters = list(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):
+        parameters = []
+    if not examples.keys() <= set(parameters):
+        return Prepared(module, tuple(examples.values()), tuple(examples))
+    if examples.keys() == set(parameters[: len(examples)]):
+        ordered = parameters[: len(examples)]
+        return Prepared(module, tuple(examples[name] for name in ordered), tuple(ordered))
+    return Prepared(module, {name: examples[name] for name in parameters if name in examples})
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> None:

@@ -40,13 +40,18 @@ def reads_output(node: ir.Node, index: int) -> bool:
     return bool(output.uses()) or output.is_graph_output()
 
 
+def default_opset(model: ir.Model) -> int:
+    """Return the version of the default domain that ``model`` imports, under either of its names; 1 if it names none."""
+    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+
+
 def bodies(model: ir.Model) -> Iterator[tuple[ir.Graph, int]]:
     """Yield every graph of the model with the version of the default domain that holds in it.
 
     The main graph with its subgraphs first, then each function with its subgraphs. Functions of domain ai.normfuse are
     bodies of operators of ours: no graphs of the model's own.
     """
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+    opset = default_opset(model)
     for graph in with_subgraphs(model.graph):
         yield graph, opset
     for function in model.functions.values():

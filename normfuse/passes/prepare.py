@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from normfuse.errors import ModelIOError
-from normfuse.graph.reading import bodies, has_parameters, is_op, is_standard, reads_output
+from normfuse.graph.reading import bodies, default_opset, has_parameters, is_op, is_standard, reads_output
 
 NORM_OPS = frozenset(
     {
@@ -24,8 +24,8 @@ NORM_OPS = frozenset(
 def check_opset(model: ir.Model) -> None:
     """Raise ModelIOError where the model is newer than the operators that this installation knows."""
     newest = onnx.defs.onnx_opset_version()
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
-    if opset is not None and opset > newest:
+    opset = default_opset(model)
+    if opset > newest:
         raise ModelIOError(f"the model is of opset {opset}; the installed onnx knows opsets up to {newest}")
 
 

@@ -35,6 +35,13 @@ with_attribute.example_inputs = lambda: (torch.ones(5, 4),)
 def plain():
     return Net()
 
+class Difference(torch.nn.Module):
+    def forward(self, a, b, c=None):
+        return a - 2 * b if c is None else a - 2 * b + c
+
+def difference():
+    return Difference()
+
 def number():
     return 7
 
@@ -131,6 +138,27 @@ def test_described_inputs_win_over_example_inputs(folder: Path) -> None:
     assert prepared.input_names == ("x",)
     assert prepared.inputs[0].shape == (1, 4)
     assert prepared.inputs[0].dtype == torch.float16
+
+
+def shapes(folder: Path, *texts: str) -> object:
+    """Return the shapes of the inputs that descriptions give the module, in order or by keyword."""
+    inputs = prepare("some_nets:difference", inputs=[parse_input(text) for text in texts], folder=folder).inputs
+    if isinstance(inputs, dict):
+        return {name: tuple(value.shape) for name, value in inputs.items()}
+    return [tuple(value.shape) for value in inputs]
+
+
+def test_described_inputs_go_where_their_names_say(folder: Path) -> None:
+    """In any order; a parameter that is left out keeps its default; foreign names are given by position."""
+    assert shapes(folder, "b=2x3", "a=4x3") == [(4, 3), (2, 3)]
+    assert shapes(folder, "c=1x3", "a=4x3", "b=2x3") == [(4, 3), (2, 3), (1, 3)]
+    assert shapes(folder, "c=1x3", "a=4x3") == {"a": (4, 3), "c": (1, 3)}
+    assert shapes(folder, "left=4x3", "right=2x3") == [(4, 3), (2, 3)]
+
+
+def test_an_input_described_twice_is_refused(folder: Path) -> None:
+    with pytest.raises(ExportError, match="an input is described twice: a, a"):
+        shapes(folder, "a=4x3", "a=2x3")
 
 
 def test_integer_inputs_are_valid_indices(folder: Path) -> None:
