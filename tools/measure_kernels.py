@@ -1,139 +1,253 @@
-"""Measure what the table of normfuse/emit/kernels.py says: which norm operators onnxruntime runs, and how fast each form is.
+"""Measure the kernels of onnxruntime's CPU provider, and print the tables of normfuse/emit/kernels.py.
 
-    python tools/measure_kernels.py
+    python tools/measure_kernels.py [--quick]
 
-First: for each operator and type, whether a session of that operator alone is created on the CPU provider. Then: for each
-norm, the time of each form as a multiple of a copy of the tensor (one thread, interleaved, medians, with the range), and
-the largest error against float64 at mean/std 0, 100 and 10,000. Needs onnxruntime.
+Which operator loads for which type; how long each spelling of a norm takes against a copy of the tensor; how far it is
+from float64 at mean/std 1, 100 and 10000. CPU time of one thread, spellings interleaved in one process, medians.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+import onnxruntime
 
-import normfuse
-from normfuse import Form, Target
+from normfuse.emit.custom import emit_custom
+from normfuse.emit.ort import emit_ort
+from normfuse.emit.primitive import emit_primitive
+from normfuse.emit.standard import emit_reshaped, emit_standard
+from normfuse.emit.target import Provider
+from normfuse.graph.channels import Ranks
+from normfuse.graph.constants import Constants
+from normfuse.graph.editing import Editor, Replacement, initializer
+from normfuse.graph.site import Declined, NormSite, Operands, Reading
+from normfuse.reference import evaluate
+from normfuse.spec import AffineAxes, AffineLayout, NormSpec, PerChannel, PerGroup, Trailing
 
-OPSET, ROUNDS = 23, 31
-TYPES = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.DOUBLE: "float64",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.BFLOAT16: "bfloat16",
+F16, BF16, F32, F64 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE
+TYPES = (F16, BF16, F32, F64)
+BOTH, ALONG = AffineLayout(True, True), AffineLayout(True, True, AffineAxes.NORMALISED)
+OPSET = 23
+
+SPELLINGS: dict[str, Callable[[NormSite, Reading, int], Replacement | Declined]] = {
+    "operator": emit_standard,
+    "reshaped": emit_reshaped,
+    "primitive": emit_primitive,
+    "custom body": emit_custom,
+    "ort": lambda site, reading, opset: emit_ort(site, reading, opset, Provider.CPU),
 }
-IMAGE, SEQUENCE = (1, 320, 64, 64), (8, 197, 1024)
-NORMS: dict[str, tuple[tuple[int, ...], dict[str, Any], int]] = {
-    "InstanceNormalization": (IMAGE, {}, 1),
-    "GroupNormalization": (IMAGE, {"num_groups": 32}, 1),
-    "LayerNormalization": (SEQUENCE, {"axis": -1}, -1),
-    "RMSNormalization": (SEQUENCE, {"axis": -1}, -1),
-}
 
 
-def model_of(op_type: str, dtype: int, shape: tuple[int, ...]) -> Any:
-    """Return a model of one norm with random γ and β."""
-    _, attributes, axis = NORMS[op_type]
-    random = np.random.default_rng(0)
-    names = ["scale"] if op_type == "RMSNormalization" else ["scale", "bias"]
-    tensors = []
-    for name in names:
-        row = ir.tensor(random.standard_normal(shape[axis]).astype(np.float32)).numpy()
-        tensor = ir.to_proto(ir.Tensor(row.astype(ir.DataType(dtype).numpy()), name=name))
-        tensors.append(tensor)
-    graph = helper.make_graph(
-        [helper.make_node(op_type, ["x", *names], ["y"], **attributes)],
-        op_type,
-        [helper.make_tensor_value_info("x", dtype, shape)],
-        [helper.make_tensor_value_info("y", dtype, shape)],
-        tensors,
+@dataclass(frozen=True)
+class Case:
+    """A norm, the shape of its x, and the spellings that compete. opset: lower for what later became an operator."""
+
+    norm: str
+    spec: NormSpec
+    shape: tuple[int, ...]
+    spellings: tuple[str, ...]
+    residual: bool = False
+    opset: int = OPSET
+
+
+RMS = NormSpec(Trailing((-1,)), 1e-6, centred=False, affine=replace(ALONG, bias=False))
+LAYER = NormSpec(Trailing((-1,)), 1e-5, affine=ALONG)
+GROUPS = ("operator", "reshaped", "primitive", "custom body")
+CASES = (
+    Case("group", NormSpec(PerGroup(32), 1e-5, affine=BOTH), (1, 320, 64, 64), GROUPS),
+    Case("group", NormSpec(PerGroup(32), 1e-5, affine=BOTH), (8, 512, 16, 16), GROUPS),
+    Case("group", NormSpec(PerGroup(8), 1e-5, affine=BOTH), (1, 64, 32, 32, 32), GROUPS),
+    Case("instance", NormSpec(PerChannel(), 1e-5, affine=BOTH), (1, 320, 64, 64), ("operator", "primitive")),
+    Case("instance", NormSpec(PerChannel(), 1e-5, affine=BOTH), (8, 512, 16, 16), ("operator", "primitive")),
+    Case("layer", LAYER, (1, 512, 768), ("operator", "primitive", "custom body")),
+    Case("layer", LAYER, (8, 197, 1024), ("operator", "primitive", "custom body")),
+    Case("layer, no affine", replace(LAYER, affine=AffineLayout()), (8, 197, 1024), ("operator", "primitive")),
+    Case("layer + residual", LAYER, (1, 512, 768), ("operator", "ort"), residual=True),
+    Case("rms", RMS, (1, 512, 768), ("operator", "primitive", "custom body")),
+    Case("rms", RMS, (8, 197, 1024), ("operator", "primitive", "custom body")),
+    Case("rms, opset 22", RMS, (8, 197, 1024), ("ort", "primitive"), opset=22),
+    Case("rms + residual", RMS, (1, 512, 768), ("operator", "ort"), residual=True),
+)  # fmt: skip
+
+
+def model_of(case: Case, dtype: ir.DataType, spelling: str) -> ir.Model | None:
+    """Return the norm alone, from and to float32 where NumPy cannot feed the type; None where it is declined."""
+    outer = F32 if dtype == BF16 else dtype
+    shape = ir.Shape(case.shape)
+    names = ("x", "residual") if case.residual else ("x",)
+    inputs = [ir.Value(name=name, shape=shape, type=ir.TensorType(outer)) for name in names]
+    nodes: list[ir.Node] = []
+    inner = inputs
+    if dtype == BF16:
+        nodes = [ir.node("Cast", [value], {"to": int(dtype)}) for value in inputs]
+        inner = [node.outputs[0] for node in nodes]
+        for value, name in zip(inner, names, strict=True):
+            value.name, value.dtype, value.shape = f"{name}_half", dtype, shape
+    parameters = {
+        name: initializer(name, ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name))
+        for name, array in parameters_of(case).items()
+    }
+    root = ir.node("Placeholder", [*inner, *parameters.values()], domain="test", name="norm")
+    y = root.outputs[0]
+    y.name, y.dtype, y.shape = "y", dtype, shape
+    nodes.append(root)
+    if dtype == BF16:
+        y.name = "y_half"
+        nodes.append(ir.node("Cast", [y], {"to": int(F32)}))
+        y = nodes[-1].outputs[0]
+        y.name, y.dtype, y.shape = "y", F32, shape
+    graph = ir.Graph(
+        inputs, [y], nodes=nodes, initializers=tuple(parameters.values()), opset_imports={"": case.opset}, name="norm"
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    model = ir.Model(graph, ir_version=10)
+    constants = Constants(model)
+    reading = Reading(case.opset, constants, Ranks(constants))
+    site = NormSite(
+        case.spec,
+        Operands(inner[0], residual=inner[1] if case.residual else None, **parameters),
+        "placeholder",
+        root,
+        (root,),
+    )
+    replacement = SPELLINGS[spelling](site, reading, case.opset)
+    if isinstance(replacement, Declined):
+        return None
+    editor = Editor(model)
+    editor.apply(replacement, root)
+    editor.finish()
+    return model
 
 
-def session(model: Any) -> ort.InferenceSession:
-    """Return a session on one thread of the CPU provider, as deployed."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+def parameters_of(case: Case) -> dict[str, np.ndarray]:
+    """Return γ and β, as far as the norm has them."""
+    rng = np.random.default_rng(1)
+    size = case.shape[-1] if case.spec.affine.axes is AffineAxes.NORMALISED else case.shape[1]
+    wanted = {"scale": case.spec.affine.scale, "bias": case.spec.affine.bias}
+    return {name: rng.uniform(0.5, 1.5, size) for name, present in wanted.items() if present}
 
 
-def kernels() -> None:
-    """Print which operator runs on which type."""
-    print("| operator | " + " | ".join(TYPES.values()) + " |\n|---|" + "---|" * len(TYPES))
-    for op_type in NORMS:
-        cells = []
+def session_of(model: ir.Model | None) -> onnxruntime.InferenceSession | None:
+    """Return a session of one thread; None where the provider has no kernel."""
+    if model is None:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        return onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception:  # onnxruntime raises one class for each status; each of them means that it does not run
+        return None
+
+
+def copy_of(case: Case, dtype: ir.DataType) -> Callable[[], None]:
+    """Return a function that copies a tensor of the size of x."""
+    source = np.ones(case.shape, dtype.numpy())
+    target = np.empty_like(source)
+    return lambda: np.copyto(target, source)
+
+
+def bound(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> Callable[[], None]:
+    """Return a function that runs ``session`` into an output that is kept."""
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_cpu_input(name, array)
+    y = onnxruntime.OrtValue.ortvalue_from_numpy(np.empty_like(feeds["x"]))
+    binding.bind_ortvalue_output("y", y)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def timed(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Return the median CPU seconds of each function, interleaved."""
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for index in range(rounds + 2):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if index >= 2:
+                taken[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def error_of(case: Case, session: onnxruntime.InferenceSession, dtype: ir.DataType, mean: float) -> float:
+    """Return the largest error against float64 for x of standard deviation 1 around ``mean``."""
+    rng = np.random.default_rng(2)
+    outer = np.float32 if dtype == BF16 else dtype.numpy()
+    x = (rng.standard_normal(case.shape) + mean).astype(dtype.numpy()).astype(outer)
+    feeds = {"x": x}
+    if case.residual:
+        feeds["residual"] = np.zeros_like(x)
+    (y,) = session.run(None, feeds)
+    arrays = {name: array.astype(dtype.numpy()) for name, array in parameters_of(case).items()}
+    return float(np.abs(y.astype(np.float64) - evaluate(case.spec, {"x": x, **arrays})).max())
+
+
+def kernels() -> Iterator[str]:
+    """Yield the table KERNELS, a row an operator: the types for which it loads."""
+    calls = {
+        "InstanceNormalization": ("InstanceNormalization (x, s, s)", "[2,4,5,4]"),
+        "BatchNormalization": ("BatchNormalization (x, s, s, s, s)", "[2,4,5,4]"),
+        "GroupNormalization (inlined)": ("GroupNormalization <num_groups = 2> (x, s, s)", "[2,4,5,4]"),
+        "LayerNormalization": ("LayerNormalization (x, s, s)", "[2,5,4]"),
+        "RMSNormalization": ("RMSNormalization (x, s)", "[2,5,4]"),
+        "SimplifiedLayerNormalization": ("SimplifiedLayerNormalization (x, s)", "[2,5,4]"),
+        "com.microsoft.SkipLayerNormalization": ("com.microsoft.SkipLayerNormalization (x, x, s, s)", "[2,5,4]"),
+        "com.microsoft.SkipSimplifiedLayerNormalization": (
+            "com.microsoft.SkipSimplifiedLayerNormalization (x, x, s)",
+            "[2,5,4]",
+        ),
+        "com.microsoft.GroupNorm": ("com.microsoft.GroupNorm <groups = 2, activation = 0> (x, g, g)", "[2,5,4,4]"),
+    }
+    for name, (call, shape) in calls.items():
+        loads = []
         for dtype in TYPES:
-            try:
-                session(model_of(op_type, dtype, (2, 32, 4, 4)))
-                cells.append("yes")
-            except Exception as error:  # onnxruntime raises its own types for a missing kernel and for a type error
-                cells.append(type(error).__name__)
-        print(f"| {op_type} | {' | '.join(cells)} |")
+            kind = dtype.name.lower()
+            text = f"""<ir_version: 10, opset_import: ["": {OPSET}, "com.microsoft": 1]>
+                g ({kind}{shape} x, {kind}[4] s, float[4] g) => ({kind}{shape} y) {{ y = {call} }}"""
+            if session_of(ir.from_onnx_text(text)) is not None:
+                loads.append(dtype.name)
+        yield f'    (Provider.CPU, "{name}"): {{{", ".join(loads)}}},'
 
 
-def clocked(work: Callable[[], Any]) -> float:
-    """Return the seconds of processor time that ``work`` takes."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def speeds() -> None:
-    """Print the time of each form as a multiple of a copy, and its error at three means."""
-    print("| norm | form | × copy (range) | error at mean/std 0 | 100 | 10000 |\n|---|---|---|---|---|---|")
-    for op_type, (shape, _, _) in NORMS.items():
-        model = model_of(op_type, TensorProto.FLOAT, shape)
-        sessions = {"operator": session(model)}
-        for form in (Form.AUTO, Form.PRIMITIVE, Form.CUSTOM):
-            fused, report = normfuse.fuse(model, Target(form))
-            if report.rewrites:
-                sessions[form.value] = session(ir.to_proto(fused))
-        x = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
-        target = np.empty_like(x)
-        ratios: dict[str, list[float]] = {name: [] for name in sessions}
-        for _ in range(ROUNDS):
-            copy = max(clocked(lambda to=target, source=x: np.copyto(to, source)), 1e-9)
-            for name, running in sessions.items():
-                ratios[name].append(clocked(lambda r=running, source=x: r.run(None, {"x": source})) / copy)
-        for name, running in sessions.items():
-            errors = [f"{error(model, running, x + np.float32(mean)):.1e}" for mean in (0, 100, 10000)]
-            values = ratios[name][3:]
-            spread = f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
-            print(f"| {op_type} | {name} | {spread} | {' | '.join(errors)} |")
-
-
-def error(model: Any, running: ort.InferenceSession, x: np.ndarray[Any, Any]) -> float:
-    """Return the largest absolute error of a session against the norm in float64."""
-    node = model.graph.node[0]
-    rows = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in model.graph.initializer}
-    wide = x.astype(np.float64)
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    groups = {"GroupNormalization": attributes.get("num_groups", 1), "InstanceNormalization": x.shape[1]}
-    if node.op_type in groups:
-        parts = wide.reshape(x.shape[0], groups[node.op_type], -1)
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-    else:
-        parts, shape = wide, (-1,)
-    centre = 0.0 if node.op_type == "RMSNormalization" else parts.mean(-1, keepdims=True)
-    deviation = parts - centre
-    norm = deviation / np.sqrt((deviation**2).mean(-1, keepdims=True) + float(np.float32(1e-5)))
-    expected = norm.reshape(x.shape) * rows["scale"].reshape(shape) + rows.get("bias", np.zeros(1)).reshape(
-        shape if "bias" in rows else (-1,)
-    )
-    return float(np.max(np.abs(running.run(None, {"x": x})[0] - expected)))
+def main() -> None:
+    """Print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few rounds only: for trying, not for the table")
+    rounds = 3 if parser.parse_args().quick else 21
+    print(f"onnxruntime {onnxruntime.__version__}\n\nKERNELS = {{", *kernels(), "}\n", sep="\n")
+    print("| norm | type | x | spelling | times a copy | error at mean/std 1, 1e2, 1e4 |\n|---|---|---|---|---|---|")
+    fastest: dict[tuple[str, str], list[str]] = {}
+    for case in CASES:
+        for dtype in TYPES:
+            sessions = {name: session_of(model_of(case, dtype, name)) for name in case.spellings}
+            running = {name: session for name, session in sessions.items() if session is not None}
+            outer = np.float32 if dtype == BF16 else dtype.numpy()
+            feeds = {"x": np.random.default_rng(0).standard_normal(case.shape).astype(outer)}
+            if case.residual:
+                feeds["residual"] = feeds["x"]
+            jobs = {name: bound(session, feeds) for name, session in running.items()}
+            seconds = timed({"copy": copy_of(case, dtype), **jobs}, rounds)
+            for name in case.spellings:
+                row = f"| {case.norm} | {dtype.name.lower()} | {case.shape} | {name} |"
+                if name not in running:
+                    print(f"{row} no kernel | |")
+                    continue
+                errors = ", ".join(f"{error_of(case, running[name], dtype, m):.0e}" for m in (1.0, 1e2, 1e4))
+                print(f"{row} {seconds[name] / seconds['copy']:.1f} | {errors} |", flush=True)
+            if running:
+                best = min(running, key=lambda name: seconds[name])
+                fastest.setdefault((case.norm, dtype.name), []).append(best)
+    print("\nFASTEST = {")
+    for (norm, kind), names in fastest.items():
+        print(f'    ("{norm}", {kind}): {", ".join(names)},')
+    print("}")
 
 
 if __name__ == "__main__":
-    print(f"onnxruntime {ort.__version__}, CPUExecutionProvider, opset {OPSET}\n")
-    kernels()
-    print()
-    speeds()
+    main()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from normfuse.emit.automatic import best_spelling, emit_auto
+from normfuse.emit.automatic import best_spelling, emit_auto, runs_as_contrib
 from normfuse.emit.custom import custom_operator, emit_custom
-from normfuse.emit.kernels import Spelling
-from normfuse.emit.ort import MICROSOFT, emit_ort, ort_operator
+from normfuse.emit.ort import MICROSOFT, emit_ort, ort_operator, runs_as_standard
 from normfuse.emit.primitive import emit_primitive
 from normfuse.emit.standard import emit_standard, operator_of, takes_reshapes
 from normfuse.emit.target import Form, Provider
@@ -48,14 +47,17 @@ def is_written(site: NormSite, form: Form, reading: Reading, opset: int, provide
     Asked before anything is written; :func:`says_the_same` is asked after.
     """
     if form is Form.AUTO:
-        spelling = best_spelling(site, reading, opset, provider)
-        return spelling is None or (spelling is Spelling.OPERATOR and _is_standard(site, opset))
+        return best_spelling(site, reading, opset, provider) is None
     if form is Form.CUSTOM and custom_operator(site, opset, reading.ranks.of(site.operands.x)) is not None:
         return all(node.domain == "ai.normfuse" for node in site.interior)
+    if form is Form.ORT and runs_as_contrib(site, provider):
+        return True
     if form is Form.ORT:
         operator = ort_operator(site, reading, opset)
         if operator is not None:
-            return site.root.op_type == operator and len(site.interior) == 1
+            return site.root.op_type == operator and operator != "GroupNorm" and len(site.interior) == 1
+        if not runs_as_standard(site, opset, provider):
+            return False
     return form is not Form.PRIMITIVE and _is_standard(site, opset)
 
 
@@ -104,7 +106,7 @@ def advice(site: NormSite, form: Form, reading: Reading, opset: int, provider: P
     """Return what a user should know of ``site`` in ``form`` on ``provider``, where the form is not the best there."""
     if form is Form.STANDARD and provider is Provider.CPU and operator_of(site, opset) == "GroupNormalization":
         return (
-            "GroupNormalization on onnxruntime's CPU is inlined: 7-16 times a copy of the tensor, and NaN at mean/std "
+            "GroupNormalization on onnxruntime's CPU is inlined: 5-16 times a copy of the tensor, and NaN at mean/std "
             "1e4; --form auto avoids it"
         )
     if form is not Form.ORT or site.operands.residual is None:

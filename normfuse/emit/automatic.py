@@ -14,7 +14,7 @@ from normfuse.emit.writing import channel_count, type_of
 from normfuse.graph.editing import Replacement
 from normfuse.graph.reading import is_standard
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.spec import PerChannel, PerGroup, Stored, canonical, kind
+from normfuse.spec import AffineAxes, PerChannel, PerGroup, Stored, canonical, kind
 
 _MICROSOFT = "com.microsoft"
 _NATIVE = frozenset(
@@ -38,15 +38,21 @@ def best_spelling(site: NormSite, reading: Reading, opset: int, provider: Provid
     own = type_of(site)
     if own is None or isinstance(site.spec.statistics, Stored):
         return None
-    if any(node.domain == "ai.normfuse" for node in site.interior) or _runs_as_contrib(site, provider):
+    if any(node.domain == "ai.normfuse" for node in site.interior) or runs_as_contrib(site, provider):
         return None
-    name = _kind(site, reading)
-    spelling = fastest(name, own, provider)
-    if spelling is Spelling.OPERATOR:
-        operator = operator_of(site, opset)
-        # The opset has no operator: elementary ones would only be written in another way.
-        spelling = None if operator is None or not has_kernel(operator, own, provider) else spelling
-    return spelling if spelling is not None or _runs(site, provider) else _without_kernel(provider)
+    spelling = fastest(_kind(site, reading), own, provider)
+    operators = {node.op_type for node in site.interior if is_standard(node)}
+    if spelling is Spelling.PRIMITIVE:
+        return spelling if operators & _NATIVE else None
+    if spelling is Spelling.RESHAPED:
+        affine = site.spec.affine
+        by_two = affine.scale and affine.bias and affine.axes is AffineAxes.CHANNEL
+        done = {"Reshape", "InstanceNormalization", *(("BatchNormalization",) if by_two else ())}
+        return None if done <= operators else spelling
+    # Where the opset has no operator, elementary ones would only be written in another way.
+    operator = operator_of(site, opset)
+    written = operator is None or operator in operators or not has_kernel(operator, own, provider)
+    return None if written else spelling
 
 
 def _kind(site: NormSite, reading: Reading) -> str:
@@ -58,25 +64,12 @@ def _kind(site: NormSite, reading: Reading) -> str:
     return "group" if isinstance(statistics, PerGroup) else kind(site.spec)
 
 
-def _runs_as_contrib(site: NormSite, provider: Provider) -> bool:
+def runs_as_contrib(site: NormSite, provider: Provider) -> bool:
     """Whether ``site`` is an operator of onnxruntime's own that has a kernel: its author chose it."""
     own = type_of(site)
-    assert own is not None
     foreign = [node for node in site.interior if node.domain == _MICROSOFT]
-    return bool(foreign) and all(has_kernel(f"{_MICROSOFT}.{node.op_type}", own, provider) for node in foreign)
-
-
-def _runs(site: NormSite, provider: Provider) -> bool:
-    """Whether every norm operator of ``site`` has a kernel, as far as the table knows the provider."""
-    for node in site.interior:
-        x = node.inputs[0]
-        if not is_standard(node) or node.op_type not in _NATIVE or x is None or x.dtype is None:
-            continue
-        if node.op_type != "GroupNormalization" and not has_kernel(node.op_type, x.dtype, provider):
-            return False
-    return True
-
-
-def _without_kernel(provider: Provider) -> Spelling | None:
-    """Return how a norm is written whose operator does not run: only where it is known not to."""
-    return Spelling.PRIMITIVE if provider is Provider.CPU else None
+    return (
+        own is not None
+        and bool(foreign)
+        and all(has_kernel(f"{_MICROSOFT}.{node.op_type}", own, provider) for node in foreign)
+    )

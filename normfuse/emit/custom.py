@@ -1,22 +1,40 @@
 """The ``custom`` form: one node of domain ``ai.normfuse``, and its body as a function in the model.
 
-Operators GroupNorm, InstanceNorm, LayerNorm and RMSNorm, version 1. Inputs (x[, scale[, bias[, residual]]]), of one type;
-scale and bias are (C), or lie along the normalised axes; residual has the shape of x. Outputs (y[, sum]) with
-``sum = x + residual``. Attributes: epsilon; num_groups of GroupNorm; axis of LayerNorm and RMSNorm, which normalise from
-it on; activation ("none", "relu", "silu", "gelu"); channels_last of GroupNorm and InstanceNorm.
+Operators of version 1. A name says everything but numbers, so that one name has one signature:
+``[Add](GroupNorm | InstanceNorm | LayerNorm | RMSNorm)[Relu | Silu | Gelu][ChannelsLast][WithSum]``.
 
-onnxruntime takes a registered kernel where there is one, else the body; so does no other runtime need to know the domain
-(measured with onnxruntime 1.17 to 1.32). A norm that these four do not say is written in its standard form.
+| part | meaning |
+|---|---|
+| ``Add`` | the norm is of ``x + residual``, an input of the shape of x |
+| ``GroupNorm``, ``InstanceNorm`` | x is (N, C, *positions); scale and bias are (C) |
+| ``LayerNorm``, ``RMSNorm`` | the axes from ``axis`` on; scale and bias have exactly their sizes: x.shape[axis:] |
+| ``Relu``, ``Silu``, ``Gelu`` | the activation of the result; GELU is the exact one, with the error function |
+| ``ChannelsLast`` | of group and instance norms: x is (N, *positions, C) |
+| ``WithSum`` | with ``Add``: a second output, ``x + residual`` in the type of x |
+
+Inputs (x, scale, bias), (x, residual, scale, bias) with ``Add``; RMSNorm has no bias. All are there, and of the type of x:
+float16, bfloat16, float32 or float64; half types are computed in float32. Attributes: ``epsilon`` (float) of all;
+``num_groups`` (int) of GroupNorm; ``axis`` (int, negative or not) of LayerNorm and RMSNorm. Outputs (y), or
+(y, sum) with ``WithSum``.
+
+onnxruntime takes a kernel registered under that name, else the body; so does no other runtime need to know the domain
+(measured with onnxruntime 1.17 to 1.32). Two norms of one operator whose bodies differ (another type or opset, or below
+opset 12 other attributes) cannot both have its name: onnx.reference ignores overloads, and onnxruntime does not find one
+inside a function. The first in the model has it; the body of another goes by ``OPERATOR_key``, which has no kernel. So
+does a norm without scale or bias whose sizes are not known to fill in ones and zeros; there positions stay, empty.
+A norm that no operator here says is written in its standard form.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from normfuse.emit.functions import DOMAIN, VERSION, body, signature
+from normfuse.emit.functions import DOMAIN, SUFFIXES, VERSION, Signature, body, literals
 from normfuse.emit.standard import emit_standard, per_channel
 from normfuse.emit.writing import (
     HALVES,
@@ -25,6 +43,7 @@ from normfuse.emit.writing import (
     copied,
     output_type,
     role,
+    sizes_of,
     type_of,
     unwritable,
     wide_type,
@@ -32,6 +51,8 @@ from normfuse.emit.writing import (
 from normfuse.graph.editing import Replacement
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.spec import AffineAxes, ComputeType, PerChannel, PerGroup, Trailing, canonical
+
+_TRAILING = ("LayerNorm", "RMSNorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +81,7 @@ def emit_custom(site: NormSite, reading: Reading, opset: int) -> Replacement | D
 def custom_operator(site: NormSite, opset: int, rank: int | None) -> Operator | None:
     """Return the operator of ``site``; None where it has none: stored statistics, axes with gaps, saved statistics."""
     spec = site.spec
-    if any(role(site, output) != "sum" for output in site.extra_outputs):
+    if spec.activation not in SUFFIXES or any(role(site, output) != "sum" for output in site.extra_outputs):
         return None
     statistics = canonical(spec, channels=channel_count(site), rank=rank).statistics
     if rank == 2 and isinstance(spec.statistics, PerGroup):
@@ -80,7 +101,9 @@ def _trailing_operator(site: NormSite, opset: int, rank: int | None) -> Operator
     axis = -len(spec.statistics.axes)
     if spec.statistics.axes != tuple(range(axis, 0)):
         return None
-    if (spec.affine.scale or spec.affine.bias) and spec.affine.axes is not AffineAxes.NORMALISED:
+    if (spec.affine.scale or spec.affine.bias) and (
+        spec.affine.axes is not AffineAxes.NORMALISED or normalised_sizes(site) is None
+    ):
         return None
     if opset < 11:
         # The body's Flatten takes negative axes from version 11 on.
@@ -101,48 +124,98 @@ def _emit(site: NormSite, draft: Draft, operator: Operator) -> Replacement:
             x.shape = copied(operands.x.shape)
     if residual is not None and not _same_shape(residual, operands.x):
         residual = None
-    # γ and β of a trailing norm keep their shape; those of the others are (C).
-    trailing = operator.name in ("LayerNorm", "RMSNorm")
-    inputs: list[ir.Value | None] = [x, None, None, None if residual is None else draft.cast(residual, dtype)]
-    for index, (value, wanted, fill) in enumerate(
-        ((operands.scale, spec.affine.scale, 1.0), (operands.bias, spec.affine.bias, 0.0)), start=1
-    ):
-        if wanted and value is not None:
-            keeps = draft.cast(value, dtype) if trailing else None
-            inputs[index] = keeps or per_channel(site, draft, value, fill, dtype, channel_count(site))
-    names = ("x", "scale", "bias", "residual")
-    present = {name for name, value in zip(names, inputs, strict=True) if value is not None}
-    if residual is not None and site.extra_outputs:
-        present.add("sum")
+    scale, bias = _parameters(site, draft, dtype, operator)
+    trailing = operator.name in _TRAILING
+    numbers: dict[str, int | float] = {**dict(operator.attributes), "epsilon": spec.epsilon}
+    signature = Signature(
+        operator.name,
+        draft.opset,
+        dtype,
+        scale=scale is not None,
+        bias=bias is not None,
+        residual=residual is not None,
+        sum=residual is not None and bool(site.extra_outputs),
+        activation=spec.activation,
+        channels_last=spec.channel_axis == -1 and not trailing,
+        literals=literals(draft.opset, numbers),
+    )
+    values = {"x": x, "residual": residual, "scale": scale, "bias": bias}
+    inputs = [values[name] for name in signature.inputs]
     while inputs[-1] is None:
         inputs.pop()
-    last = spec.channel_axis == -1 and not trailing
-    numbers: dict[str, int | float] = {**dict(operator.attributes), "epsilon": spec.epsilon}
-    key = signature(operator.name, draft.opset, dtype, frozenset(present), spec.activation, numbers, channels_last=last)
+    function = body(signature)
     attributes: dict[str, Any] = {**numbers}
-    if spec.activation.value != "none":
-        attributes["activation"] = spec.activation.value
-    if last:
-        attributes["channels_last"] = 1
     y = draft.op(
-        operator.name,
-        *inputs,
-        domain=DOMAIN,
-        overload=key.overload,
-        outputs=2 if key.sum else 1,
-        **attributes,
+        function.name, *inputs, domain=DOMAIN, overload=function.overload, outputs=1 + signature.sum, **attributes
     )
     node = y.producer()
     assert node is not None
     for output in node.outputs:
-        output.shape = copied(operands.x.shape)
-    total = node.outputs[1] if key.sum else x
+        output.shape = copied(x.shape)
+    total = node.outputs[1] if signature.sum else x
     stated = output_type(site)
     rewires = [(site.output, y if stated is None else draft.cast(y, stated))]
     rewires += [
         (output, total if output.dtype is None else draft.cast(total, output.dtype)) for output in site.extra_outputs
     ]
-    return draft.replacement(site, rewires, functions=(body(key),), domains=((DOMAIN, VERSION),))
+    return draft.replacement(site, rewires, functions=(function,), domains=((DOMAIN, VERSION),))
+
+
+def _parameters(
+    site: NormSite, draft: Draft, dtype: ir.DataType, operator: Operator
+) -> tuple[ir.Value | None, ir.Value | None]:
+    """Return γ and β as the operator takes them; ones and zeros where the norm has none and their sizes are known."""
+    affine, trailing = site.spec.affine, operator.name in _TRAILING
+    channels = channel_count(site)
+    sizes = normalised_sizes(site) if trailing else None if channels is None else (channels,)
+    given: list[ir.Value | None] = []
+    for present, value in ((affine.scale, site.operands.scale), (affine.bias, site.operands.bias)):
+        if not present or value is None:
+            given.append(None)
+        elif trailing:
+            assert sizes is not None
+            given.append(_exactly(draft, draft.cast(value, dtype), sizes))
+        else:
+            given.append(per_channel(site, draft, value, 0.0, dtype, channels))
+    scale, bias = given
+    if sizes is not None and scale is None:
+        scale = draft.constant("ones", np.ones(sizes), dtype)
+    if sizes is not None and bias is None and operator.name != "RMSNorm":
+        bias = draft.constant("zeros", np.zeros(sizes), dtype)
+    return scale, bias
+
+
+def normalised_sizes(site: NormSite) -> tuple[int, ...] | None:
+    """Return the sizes of the normalised axes: from x, or from a parameter, whose sizes above 1 must be those of x."""
+    statistics = site.spec.statistics
+    assert isinstance(statistics, Trailing)
+    count = len(statistics.axes)
+    sizes = sizes_of(site.operands.x, count)
+    if sizes is not None:
+        return sizes
+    for value in (site.operands.scale, site.operands.bias):
+        sizes = None if value is None else sizes_of(value, count)
+        if sizes is not None and min(sizes) > 1:
+            return sizes
+    return None
+
+
+def _exactly(draft: Draft, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
+    """Return a parameter that broadcasts against ``sizes`` in that shape."""
+    if value.shape is not None and value.shape == ir.Shape(sizes):
+        return value
+    array, dtype = draft.array(value), value.dtype
+    assert dtype is not None
+    if array is not None:
+        # Leading axes are of size one: it lies along the normalised axes.
+        flat = array.reshape(array.shape[max(0, array.ndim - len(sizes)) :])
+        return draft.constant(f"{value.name}_along", np.broadcast_to(flat, sizes), dtype)
+    if value.shape is not None and value.shape.is_static() and math.prod(value.shape.numpy()) == math.prod(sizes):
+        return draft.reshaped(value, sizes)
+    # 1 · γ is γ, at every opset.
+    ones = draft.constant("ones", np.ones(sizes), dtype)
+    product = draft.op("Mul", ones, value)
+    return product if value.shape is not None and value.shape.rank() <= len(sizes) else draft.reshaped(product, sizes)
 
 
 def _type(site: NormSite) -> ir.DataType:

@@ -1,8 +1,8 @@
 """The bodies of the operators of ``ai.normfuse``: functions in the model, for every runtime that has no kernel for them.
 
-A body can neither branch nor see an operand that is missing, so there is one per opset, type of x, operands present,
-activation and side of the channels. It knows neither the rank nor the channels of x; attributes are its parameters, but
-below opset 12, where Constant cannot refer to one: there each set of attributes has a body of its own.
+A body can neither branch nor see an operand that is missing, so there is one per operator, opset, type of x and
+operands present. It knows neither the rank nor the channels of x; attributes are its parameters, but below opset 12,
+where Constant cannot refer to one: there each set of attributes has a body of its own.
 
 Statistics are means of deviations, never E[x²] − E[x]², in float32 for half types. Where onnxruntime has the kernels,
 groups are normalised by InstanceNormalization between two Reshapes and scaled by BatchNormalization, which is 2 to
@@ -25,25 +25,28 @@ from normfuse.spec import Activation
 
 DOMAIN = "ai.normfuse"
 VERSION = 1
-OPERATORS = ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
+NORMS = ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
+SUFFIXES = {Activation.NONE: "", Activation.RELU: "Relu", Activation.SILU: "Silu", Activation.GELU: "Gelu"}
 
 _CONSTANTS_REFER = 12
 """Constant takes numbers as attributes, which may refer to an attribute of the function, from version 12 on."""
+_STEADY_BATCHNORM = 14
+"""From here on BatchNormalization has training_mode, and onnx.reference takes the statistics that it is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
     """What a body depends on.
 
-    dtype: the type of every operand and result. literals: attributes that the body holds as numbers, () where it
-    refers to them.
+    norm: one of NORMS. dtype: the type of every operand and result. literals: attributes that the body holds as numbers,
+    () where it refers to them.
     """
 
-    operator: str
+    norm: str
     opset: int
     dtype: ir.DataType
-    scale: bool = False
-    bias: bool = False
+    scale: bool = True
+    bias: bool = True
     residual: bool = False
     sum: bool = False
     activation: Activation = Activation.NONE
@@ -51,48 +54,50 @@ class Signature:
     literals: tuple[tuple[str, int | float], ...] = ()
 
     @property
-    def overload(self) -> str:
-        """Return the key, which is also a valid part of a name: ``opset17_float_scale_bias_silu``."""
+    def operator(self) -> str:
+        """Return the name that kernels are registered under: ``AddLayerNorm``, ``GroupNormSilu``."""
+        add, last = "Add" if self.residual else "", "ChannelsLast" if self.channels_last else ""
+        return f"{add}{self.norm}{SUFFIXES[self.activation]}{last}{'WithSum' if self.sum else ''}"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every operand of the operator is there: γ and β, but an RMS norm has no β."""
+        return self.scale and self.bias is (self.norm != "RMSNorm")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the positions of the operands, those that are missing included."""
+        return ("x", "residual", "scale", "bias") if self.residual else ("x", "scale", "bias")
+
+    @property
+    def key(self) -> str:
+        """Return what tells two bodies of one operator apart, as a part of a name: ``opset17_float_scale_bias``."""
         parts = [f"opset{self.opset}", self.dtype.name.lower()]
-        parts += [name for name in ("scale", "bias", "residual", "sum", "channels_last") if getattr(self, name)]
-        if self.activation is not Activation.NONE:
-            parts.append(self.activation.value)
+        parts += [name for name in ("scale", "bias") if getattr(self, name)]
         for name, value in self.literals:
             # The bits of a float, since a name cannot hold a point or a sign.
             bits = f"{np.float32(value).view(np.uint32):08x}" if isinstance(value, float) else str(value)
-            parts.append(f"{name}_{bits}")
+            parts.append(f"{name}_{bits}".replace("-", "minus"))
         return "_".join(parts)
 
 
-def signature(
-    operator: str,
-    opset: int,
-    dtype: ir.DataType,
-    present: frozenset[str],
-    activation: Activation,
-    attributes: dict[str, int | float],
-    *,
-    channels_last: bool = False,
-) -> Signature:
-    """Return what the body depends on of a node with ``attributes``; ``present`` of scale, bias, residual and sum."""
-    values = {name: name in present for name in ("scale", "bias", "residual", "sum")}
-    literals = tuple(sorted(attributes.items())) if opset < _CONSTANTS_REFER else ()
-    return Signature(
-        operator, opset, dtype, **values, activation=activation, channels_last=channels_last, literals=literals
-    )
+def literals(opset: int, attributes: dict[str, int | float]) -> tuple[tuple[str, int | float], ...]:
+    """Return the attributes that a body of ``opset`` holds as numbers, since it cannot refer to them."""
+    return tuple(sorted(attributes.items())) if opset < _CONSTANTS_REFER else ()
 
 
-def body(key: Signature) -> ir.Function:
-    """Return the function of ``key``: inputs x, scale, bias, residual; outputs y and, where ``key`` has it, the sum.
+def body(signature: Signature) -> ir.Function:
+    """Return the function of ``signature``: inputs as it names them; outputs y and, where it has it, the sum.
 
-    A position whose operand ``key`` does not have is an input that nothing reads.
+    A position whose operand is missing is an input that nothing reads. The key is the overload, which tells the editor
+    how to name a second body of the same operator; what is complete may have the operator's name for itself.
     """
-    return _Body(key).function()
+    return _Body(signature).function()
 
 
-_DEFAULTS: dict[str, dict[str, int | float | str]] = {
-    "GroupNorm": {"num_groups": 1, "channels_last": 0},
-    "InstanceNorm": {"channels_last": 0},
+_DEFAULTS: dict[str, dict[str, int | float]] = {
+    "GroupNorm": {"num_groups": 1},
+    "InstanceNorm": {},
     "LayerNorm": {"axis": -1},
     "RMSNorm": {"axis": -1},
 }
@@ -106,10 +111,7 @@ class _Body(Draft):
         super().__init__(key.opset, Constants(ir.Model(graph, ir_version=10)))
         self.key = key
         self.wide = ir.DataType.DOUBLE if key.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
-        self.inputs = {
-            name: ir.Value(name=name, type=ir.TensorType(key.dtype)) for name in ("x", "scale", "bias", "residual")
-        }
-        self._count = 0
+        self.inputs = {name: ir.Value(name=name, type=ir.TensorType(key.dtype)) for name in key.inputs}
 
     def function(self) -> ir.Function:
         key = self.key
@@ -121,7 +123,7 @@ class _Body(Draft):
             "InstanceNorm": self._instance_norm,
             "LayerNorm": self._trailing_norm,
             "RMSNorm": self._trailing_norm,
-        }[key.operator](x)
+        }[key.norm](x)
         outputs = [self._named(self.activated(y, key.activation), "y")]
         if key.sum:
             outputs.append(self._named(x, "sum"))
@@ -129,13 +131,16 @@ class _Body(Draft):
             node.name = f"{node.op_type}_{number}"
             for index, output in enumerate(node.outputs):
                 output.name = output.name or f"t{number}" + (f"_{index}" if index else "")
-        last = 4 if key.residual else 3 if key.bias else 2 if key.scale else 1
-        graph = ir.Graph(
-            list(self.inputs.values())[:last], outputs, nodes=self._nodes, opset_imports={"": key.opset}, name="body"
-        )
-        defaults = {"epsilon": 1e-5, "activation": "none", **_DEFAULTS[key.operator]}
+        last = max(index for index, name in enumerate(key.inputs) if getattr(key, name, True))
+        inputs = list(self.inputs.values())[: last + 1]
+        graph = ir.Graph(inputs, outputs, nodes=self._nodes, opset_imports={"": key.opset}, name="body")
+        # A file keeps no types of values inside a function: without them here, saving and loading changes nothing.
+        for value in (*inputs, *(output for node in self._nodes for output in node.outputs)):
+            value.type = value.shape = None
+        defaults = {"epsilon": 1e-5, **_DEFAULTS[key.norm]}
         attributes = [ir.convenience.convert_attribute(name, value) for name, value in defaults.items()]
-        return ir.Function(DOMAIN, key.operator, key.overload, graph=graph, attributes=attributes)
+        name = key.operator if key.is_complete else f"{key.operator}_{key.key}"
+        return ir.Function(DOMAIN, name, key.key, graph=graph, attributes=attributes)
 
     def _named(self, value: ir.Value, name: str) -> ir.Value:
         """Return ``value`` in the type of x, under a name of its own: an output is no input, and is listed once."""
@@ -214,7 +219,7 @@ class _Body(Draft):
             else:
                 ones, zeros = (self._filled(groups, fill) for _, fill in _UNITS)
             y = self._refer(self.op("InstanceNormalization", grouped, ones, zeros), "epsilon")
-        y = self._scaled(self.back(y, first))
+        y = self._scaled(y, first)
         return self._channels_last(y, x) if self.key.channels_last else y
 
     def _instance_norm(self, x: ir.Value) -> ir.Value:
@@ -223,7 +228,7 @@ class _Body(Draft):
         present = scale if scale is not None else bias
         if self.wide == ir.DataType.DOUBLE or (present is None and self.opset < 9):
             y = self.op("Reshape", first, self.integers("channels", (0, 0, -1)))
-            y = self._scaled(self.back(self._normalised(y, 2), first))
+            y = self._scaled(self._normalised(y, 2), first)
         else:
             if present is None:
                 channels = self._slice(self.op("Shape", first, dtype=ir.DataType.INT64), 1, 2)
@@ -237,13 +242,13 @@ class _Body(Draft):
     def _trailing_norm(self, x: ir.Value) -> ir.Value:
         key = self.key
         scale, bias = self._parameter("scale"), self._parameter("bias")
-        if scale is not None and key.operator == "LayerNorm" and self.opset >= 17:
+        if scale is not None and key.norm == "LayerNorm" and self.opset >= 17:
             operands = [scale] if bias is None else [scale, bias]
             return self._refer(self.op("LayerNormalization", x, *operands), "axis", "epsilon")
-        if scale is not None and bias is None and key.operator == "RMSNorm" and self.opset >= 23:
+        if scale is not None and bias is None and key.norm == "RMSNorm" and self.opset >= 23:
             return self._refer(self.op("RMSNormalization", x, scale), "axis", "epsilon")
         rows = self._rows(x)
-        y = self.back(self._normalised(rows, 1, centred=key.operator == "LayerNorm"), x)
+        y = self.back(self._normalised(rows, 1, centred=key.norm == "LayerNorm"), x)
         y = y if scale is None else self.op("Mul", y, scale)
         return y if bias is None else self.op("Add", y, bias)
 
@@ -269,16 +274,28 @@ class _Body(Draft):
             "Div", deviation, self.op("Sqrt", self.op("Add", variance, self._attribute("epsilon", self.wide)))
         )
 
-    def _scaled(self, y: ir.Value) -> ir.Value:
-        """Write ``y · γ + β`` per channel: one BatchNormalization of mean 0 and variance 1, for any rank."""
+    def _scaled(self, y: ir.Value, x: ir.Value) -> ir.Value:
+        """Write ``y · γ + β`` per channel in the shape of x, for any rank.
+
+        One BatchNormalization of mean 0 and variance 1 reads y once. Below version 14 onnx.reference mixes statistics of
+        the batch into it: there y is seen as (N, C, rest).
+        """
         scale, bias = self._parameter("scale"), self._parameter("bias")
         present = scale if scale is not None else bias
         if present is None:
-            return y
+            return self.back(y, x)
+        if self.opset < _STEADY_BATCHNORM:
+            channels = self.op("Shape", present, dtype=ir.DataType.INT64)
+            zero, rest = self.integers("batch", [0]), self.integers("rest", [-1])
+            y = self.op("Reshape", y, self.op("Concat", zero, channels, rest, axis=0))
+            for op_type, parameter in (("Mul", scale), ("Add", bias)):
+                if parameter is not None:
+                    y = self.op(op_type, y, self.op("Reshape", parameter, self.integers("column", (-1, 1))))
+            return self.back(y, x)
         scale = self._like(present, 1.0) if scale is None else scale
         bias = self._like(present, 0.0) if bias is None else bias
         mean, variance = self._like(present, 0.0), self._like(present, 1.0 - UNIT_EPSILON)
-        return self.op("BatchNormalization", y, scale, bias, mean, variance, epsilon=UNIT_EPSILON)
+        return self.op("BatchNormalization", self.back(y, x), scale, bias, mean, variance, epsilon=UNIT_EPSILON)
 
     # Channels last: (N, *positions, C) is seen as (N, C, L), with the positions on one axis
 

@@ -35,13 +35,20 @@ def emit_ort(site: NormSite, reading: Reading, opset: int, provider: Provider) -
         return objection
     dtype, operator = _type(site), ort_operator(site, reading, opset)
     if operator is None:
-        standard = operator_of(site, opset)
-        runs = standard is None or provider is not Provider.CPU or has_kernel(standard, dtype, provider)
+        runs = runs_as_standard(site, opset, provider)
         return emit_standard(site, reading, opset) if runs else emit_primitive(site, reading, opset)
     name = operator if operator in _DEFAULT_DOMAIN else f"{MICROSOFT}.{operator}"
     if not has_kernel(name, dtype, provider):
         return Declined(_no_kernel(name, dtype, provider), site.root)
     return _emit(site, Draft(opset, reading.constants), operator, dtype)
+
+
+def runs_as_standard(site: NormSite, opset: int, provider: Provider) -> bool:
+    """Whether the standard form of ``site`` is no operator that is known to have no kernel on ``provider``."""
+    operator = operator_of(site, opset)
+    if operator is None or provider is not Provider.CPU or type_of(site) is None:
+        return True
+    return has_kernel(operator, _type(site), provider)
 
 
 def ort_operator(site: NormSite, reading: Reading, opset: int) -> str | None:

@@ -264,6 +264,14 @@ def role(site: NormSite, output: ir.Value) -> str:
     return "mean"
 
 
+def sizes_of(value: ir.Value, count: int) -> tuple[int, ...] | None:
+    """Return the sizes of the last ``count`` axes; None where one is unknown."""
+    if value.shape is None or value.shape.rank() < count:
+        return None
+    sizes = [size for size in list(value.shape)[-count:] if isinstance(size, int)]
+    return tuple(sizes) if len(sizes) == count else None
+
+
 def channel_count(site: NormSite) -> int | None:
     """Return C, from the shape of x or of a parameter that lies along the channels."""
     x = site.operands.x

@@ -23,7 +23,8 @@ class Replacement:
     removes: nodes that go. adds: nodes that come, in order, not yet in any graph; None names are given.
     rewires: pairs (old, new): all uses of old, graph outputs included, become uses of new, and new takes old's name.
     initializers: values with a ``const_value`` that the added nodes read; the value's name is a wish.
-    functions: what the added nodes call; one whose identifier the model already has is not added again. domains: pairs
+    functions: what the added nodes call. No overload is written, since onnx.reference ignores them and onnxruntime finds
+    none inside a function: it is added to the name where the model has that name for another body. domains: pairs
     (domain, version) of the operators that the added nodes are, where they are not of the default domain.
     """
 
@@ -71,8 +72,8 @@ def removal_refusal(removes: Sequence[ir.Node], rewired: Set[ir.Value]) -> Decli
     return None
 
 
-_FUNCTIONS, _OVERLOADS = 8, 10
-"""The IR versions that brought model-local functions, and functions of the same name."""
+_FUNCTIONS = 8
+"""The IR version that brought model-local functions."""
 
 OWN_DOMAIN = "ai.normfuse"
 
@@ -172,21 +173,21 @@ class Editor:
             del model.opset_imports[OWN_DOMAIN]
 
     def _bring(self, replacement: Replacement, container: ir.Graph | ir.Function) -> None:
-        """Add the functions that the new nodes call, and import their domains where the nodes will stand.
-
-        Functions came with IR version 8, their overloads with 10: below, the key is part of the name.
-        """
+        """Add the functions that the new nodes call, and import their domains where the nodes will stand."""
         model = self._model
-        calls = [node for node in replacement.adds if node.domain in {f.domain for f in replacement.functions}]
         for function in replacement.functions:
-            if model.ir_version < _OVERLOADS:
-                named = f"{function.name}_{function.overload}"
-                for node in calls:
-                    if (node.op_type, node.overload) == (function.name, function.overload):
-                        node.op_type, node.overload = named, ""
-                function.name, function.overload = named, ""
+            wished, overload = (function.domain, function.name, ""), function.overload
+            held = model.functions.get(wished)
+            name = function.name if held is None or _same(held, function) else f"{function.name}_{overload}"
+            for node in replacement.adds:
+                if node.op_identifier() == function.identifier():
+                    node.op_type, node.overload = name, ""
+            function.name, function.overload = name, ""
             if function.identifier() not in model.functions:
-                model.functions[function.identifier()] = function
+                # onnx.reference knows what a function calls only where that comes before it.
+                known = dict(model.functions)
+                model.functions.clear()
+                model.functions.update({function.identifier(): function, **known})
         for domain, version in replacement.domains:
             self._imports(container).setdefault(domain, version)
             # A function's domains must be known to the model that holds it too (onnxruntime).
@@ -232,6 +233,15 @@ class Editor:
                     self._orphans.append(value)
                 else:
                     value.graph.initializers.pop(str(value.name), None)
+
+
+def _same(one: ir.Function, other: ir.Function) -> bool:
+    """Whether two functions compute the same: the same nodes between the same inputs, outputs, attributes and opsets."""
+    first, second = (ir.to_proto(function) for function in (one, other))
+    for proto in (first, second):
+        proto.ClearField("overload")
+        proto.ClearField("value_info")
+    return bool(first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True))
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:

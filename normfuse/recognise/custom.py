@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx_ir as ir
 
 from normfuse.graph.reading import input_at
@@ -20,43 +22,45 @@ from normfuse.spec import (
 )
 
 _DOMAIN = "ai.normfuse"
+_NAME = re.compile(
+    "(?P<add>Add)?(?P<norm>GroupNorm|InstanceNorm|LayerNorm|RMSNorm)(?P<activation>Relu|Silu|Gelu|)"
+    "(?P<last>ChannelsLast)?(WithSum)?(_.*)?"
+)
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def custom_norm(node: ir.Node, reading: Reading) -> NormSite | Declined | None:
-    """GroupNorm, InstanceNorm, LayerNorm, RMSNorm of ai.normfuse: inputs (x[, scale[, bias[, residual]]]).
+    """Read ``[Add]Norm[Activation][ChannelsLast][WithSum]`` of ai.normfuse: inputs (x[, residual], scale, bias).
 
-    Below IR 10, where functions have no overloads, the operator's name goes on with the key of its body.
+    Where a model has two bodies of one operator, the name of one goes on with the key of its body.
     """
-    if node.domain != _DOMAIN:
+    match = _NAME.fullmatch(node.op_type) if node.domain == _DOMAIN else None
+    if match is None:
         return None
-    name = node.op_type.split("_", 1)[0]
-    if name not in ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"):
+    norm, trailing = match["norm"], match["norm"] in ("LayerNorm", "RMSNorm")
+    if trailing and match["last"]:
         return None
-    objection = unreadable(node, inputs=1)
+    objection = unreadable(node, inputs=2 if match["add"] else 1)
     if objection is not None:
         return objection
-    activation = node.attributes.get_string("activation", "none")
-    if activation not in {entry.value for entry in Activation}:
-        return Declined(f"activation '{activation}' is unknown", node)
-    statistics = _statistics(node, name, reading)
+    statistics = _statistics(node, norm, reading)
     if isinstance(statistics, Declined):
         return statistics
-    x, scale, bias, residual = (input_at(node, index) for index in range(4))
+    positions = (0, 1, 2, 3) if match["add"] else (0, None, 1, 2)
+    x, residual, scale, bias = (None if index is None else input_at(node, index) for index in positions)
     assert x is not None
-    trailing = isinstance(statistics, Trailing)
     axes = AffineAxes.NORMALISED if trailing else AffineAxes.CHANNEL
     spec = NormSpec(
         statistics,
         epsilon(node),
-        centred=name != "RMSNorm",
+        centred=norm != "RMSNorm",
         affine=AffineLayout(scale is not None, bias is not None, axes),
-        channel_axis=-1 if node.attributes.get_int("channels_last", 0) == 1 else 1,
+        channel_axis=-1 if match["last"] else 1,
         compute_type=ComputeType.FLOAT if x.dtype in _HALVES else ComputeType.INPUT,
-        activation=Activation(activation),
+        activation=Activation(match["activation"].lower() or "none"),
     )
     operands = Operands(x, scale, bias, residual=residual)
-    return NormSite(spec, operands, f"{_DOMAIN}.{name}", node, (node,), extra_outputs(node))
+    return NormSite(spec, operands, f"{_DOMAIN}.{norm}", node, (node,), extra_outputs(node))
 
 
 def _statistics(node: ir.Node, name: str, reading: Reading) -> Statistics | Declined:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from normfuse.emit.kernels import has_kernel
+from normfuse.emit.kernels import KERNELS, has_kernel
+from normfuse.emit.target import Provider
 from tests.graphs import is_runnable
 
 PARAMETERS = {
@@ -13,6 +14,10 @@ PARAMETERS = {
     "BatchNormalization": 4,
     "LayerNormalization": 2,
     "RMSNormalization": 1,
+    "SimplifiedLayerNormalization": 1,
+    "com.microsoft.SkipLayerNormalization": 2,
+    "com.microsoft.SkipSimplifiedLayerNormalization": 1,
+    "com.microsoft.GroupNorm": 2,
 }
 
 
@@ -21,8 +26,16 @@ PARAMETERS = {
 def test_table(operator: str, dtype: str) -> None:
     names = [f"p{index}" for index in range(PARAMETERS[operator])]
     parameters = "".join(f", {dtype}[4] {name}" for name in names)
-    model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["": 23]> g ({dtype}[2,4,4] x{parameters}) =>
-        ({dtype}[2,4,4] y) {{ y = {operator} (x, {", ".join(names)}) }}""")
+    skip = "x, " if "Skip" in operator else ""
+    groups = "<groups = 2, activation = 0>" if "GroupNorm" in operator else ""
+    shape = "[2,4,4,4]" if groups else "[2,4,4]"
+    model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["": 23, "com.microsoft": 1]>
+        g ({dtype}{shape} x{parameters}) => ({dtype}{shape} y)
+        {{ y = {operator} {groups} (x, {skip}{", ".join(names)}) }}""")
     value = model.graph.inputs[0].dtype
     assert value is not None
     assert is_runnable(model) is has_kernel(operator, value)
+
+
+def test_every_row_is_probed() -> None:
+    assert {operator for provider, operator in KERNELS if provider is Provider.CPU} <= set(PARAMETERS)

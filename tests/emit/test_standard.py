@@ -204,3 +204,19 @@ def test_an_rms_norm_has_no_means() -> None:
     assert node_types(model) == ["SkipSimplifiedLayerNormalization"]
     # What was drafted and dropped is no reader any more.
     assert all(user.graph is model.graph for user, _ in model.graph.inputs[0].uses())
+
+
+@pytest.mark.parametrize(("shape", "expected"), [("[N,4,6,5]", ["LayerNormalization"]), ("[N,4,6,M]", None)])
+def test_a_layer_norm_without_affine_gets_ones(shape: str, expected: list[str] | None) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 18]> g (float{shape} x) => (float{shape} y)
+        <int64[1] axes = {{-1}}, float eps = {{0.5}}>
+        {{ m = ReduceMean (x, axes) d = Sub (x, m) q = Mul (d, d) v = ReduceMean (q, axes) e = Add (v, eps) r = Sqrt (e)
+          y = Div (d, r) }}"""
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 5)).astype(np.float32)
+    (before,) = run(model_of(text), {"x": x})
+    model, declined = emitted(text)
+    assert not declined
+    assert node_types(model) == (expected or node_types(model_of(text)))  # sizes unknown: no shape for the ones
+    (after,) = run(model, {"x": x})
+    # Ten roundings on both sides, amplified by |x|/σ < 8, of values below 4.
+    assert np.abs(after - before).max() < 2 * 10 * 8 * 4 * np.finfo(np.float32).eps

@@ -63,3 +63,61 @@ def test_unique_names_count_up() -> None:
     assert [editor.unique("m"), editor.unique("m"), editor.unique("fresh"), editor.unique("fresh")] == [
         "m_1", "m_2", "fresh", "fresh_1",
     ]  # fmt: skip
+
+
+def called(model: ir.Model, overload: str) -> Replacement:
+    """Return the replacement of Mul and Add by a call of a function that squares."""
+    _, mul, add, *_ = model.graph
+    x = ir.Value(name="x")
+    square = ir.node("Mul", [x, x])
+    square.outputs[0].name = "y"
+    body = ir.Graph([x], square.outputs, nodes=[square], opset_imports={"": 18})
+    function = ir.Function("ai.normfuse", "Square", overload, graph=body, attributes=[])
+    node = ir.node("Square", [mul.inputs[0]], domain="ai.normfuse", overload=overload)
+    return Replacement(
+        (mul, add), (node,), ((add.outputs[0], node.outputs[0]),), (), (function,), (("ai.normfuse", 1),)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [10, 8, 3])
+def test_brings_functions_and_their_domain(version: int) -> None:
+    model = example()
+    model.ir_version = version
+    editor = Editor(model)
+    editor.apply(called(model, "key"), at=model.graph[1])
+    notes = editor.finish()
+    assert list(model.functions) == [("ai.normfuse", "Square", "")]
+    assert model.graph[0].op_identifier() == ("ai.normfuse", "Square", "")
+    assert model.opset_imports["ai.normfuse"] == 1
+    assert model.ir_version == max(version, 8)
+    assert notes == (() if version >= 8 else ("IR version 3 → 8: the operators of ai.normfuse are functions",))
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"), [("Mul", ("Square",)), ("Add", ("Square_key", "Square"))], ids=["same body", "another body"]
+)
+def test_one_name_has_one_body(held: str, expected: tuple[str, ...]) -> None:
+    model = example()
+    replacement = called(model, "key")
+    (function,) = replacement.functions
+    (square,) = function
+    body = ir.Graph([x := ir.Value(name="x")], [], nodes=[n := ir.node(held, [x, x])], opset_imports={"": 18})
+    n.name, n.outputs[0].name = square.name, "y"
+    body.outputs.append(n.outputs[0])
+    body.name = function.graph.name
+    model.functions[("ai.normfuse", "Square", "")] = ir.Function("ai.normfuse", "Square", graph=body, attributes=[])
+    Editor(model).apply(replacement, at=model.graph[1])
+    assert tuple(name for _, name, _ in model.functions) == expected
+    assert model.graph[0].op_type == expected[0]
+
+
+def test_bodies_that_nobody_calls_go() -> None:
+    model = example()
+    editor = Editor(model)
+    editor.apply(called(model, "key"), at=model.graph[1])
+    node = model.graph[0]
+    relu = ir.node("Relu", [node.inputs[0]])
+    editor.apply(Replacement((node,), (relu,), ((node.outputs[0], relu.outputs[0]),)), at=node)
+    editor.finish()
+    assert not model.functions
+    assert "ai.normfuse" not in model.opset_imports

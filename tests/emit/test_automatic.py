@@ -1,0 +1,119 @@
+"""The auto form: the fastest spelling with a kernel, by the measured table, and otherwise nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from normfuse.emit import advice
+from normfuse.emit.kernels import FASTEST, KERNELS
+from normfuse.emit.target import Form, Provider
+from normfuse.graph.editing import Editor
+from normfuse.graph.site import NormSite
+from normfuse.passes.lower_norms import lower_norms
+from normfuse.recognise import find_norms
+from tests.emit.test_standard import RESHAPED, RIR, emitted, head
+from tests.graphs import is_runnable, model_of, node_types, reading_of, run
+
+GROUP = "{ y = GroupNormalization <num_groups = 2> (x, s, b) }"
+LAYER = """{ m = ReduceMean <keepdims = 1> (x, axes) d = Sub (x, m) q = Mul (d, d) v = ReduceMean <keepdims = 1> (q, axes)
+    e = Add (v, eps) r = Sqrt (e) n = Div (d, r) t = Mul (n, s5) y = Add (t, b5) }"""
+
+
+def layer(opset: int) -> str:
+    text = head(opset, "float[2,4,6,5]").replace(
+        "<int64[3] to", "<int64[1] axes = {-1}, float eps = {1e-5}, int64[3] to"
+    )
+    if opset >= 18:
+        return text + LAYER
+    return text + LAYER.replace("<keepdims = 1> (x, axes)", "<axes = [-1]> (x)").replace(
+        "<keepdims = 1> (q, axes)", "<axes = [-1]> (q)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (head(21) + GROUP, [*RIR, "BatchNormalization"]),
+        (head(18) + "{ y = GroupNormalization <num_groups = 2> (x, s2, b2) }", RIR),
+        (head(18) + RESHAPED, [*RIR, "BatchNormalization"]),
+        (layer(17), ["LayerNormalization"]),
+        (layer(18), ["LayerNormalization"]),
+        (layer(13), None),
+        (head(17) + "{ y = LayerNormalization (x, s5, b5) }", None),
+        (head(9) + "{ y = InstanceNormalization (x, s, b) }", None),
+        (head(23) + "{ y = RMSNormalization (x, s5) }", None),
+        (head(17) + "{ y = SimplifiedLayerNormalization (x, s5) }", None),
+        (head(17) + "{ y = BatchNormalization (x, s, b, s, b) }", None),
+        (
+            head(17, "float[N,6,5]") + "{ y = com.microsoft.SkipLayerNormalization (x, x, s5, b5) }",
+            None,
+        ),
+        (
+            head(17, "float[N,6,5,4]") + "{ y = com.microsoft.GroupNorm <groups = 2, activation = 0> (x, s, b) }",
+            ["Transpose", *RIR, "BatchNormalization", "Transpose"],
+        ),
+    ],
+)
+def test_what_is_written(text: str, expected: list[str] | None) -> None:
+    before = model_of(text)
+    model, declined = emitted(text, Form.AUTO)
+    assert not declined
+    if expected is None:
+        assert ir.to_proto(model).SerializeToString() == ir.to_proto(before).SerializeToString()
+        return
+    assert node_types(model) == expected
+    after = ir.to_proto(model).SerializeToString()
+    sites = [site for site in find_norms(model.graph, reading_of(model)) if isinstance(site, NormSite)]
+    lower_norms(model.graph, sites, Form.AUTO, reading_of(model), Editor(model), lambda _: True)
+    assert ir.to_proto(model).SerializeToString() == after
+
+
+@pytest.mark.parametrize("dtype", ["double", "bfloat16"])
+@pytest.mark.parametrize(("operator", "inputs"), [("InstanceNormalization", "s, s"), ("RMSNormalization", "t")])
+def test_what_does_not_run_is_made_to(dtype: str, operator: str, inputs: str) -> None:
+    text = f"""<ir_version: 10, opset_import: ["": 23]> g ({dtype}[2,4,5] x, {dtype}[4] s, {dtype}[5] t) =>
+        ({dtype}[2,4,5] y) {{ y = {operator} (x, {inputs}) }}"""
+    ran = is_runnable(model_of(text))
+    model, declined = emitted(text, Form.AUTO)
+    assert not declined
+    assert (operator in node_types(model)) is ran
+    assert is_runnable(model)
+
+
+def test_group_norm_at_a_large_mean() -> None:
+    x = (1e4 + np.random.default_rng(0).standard_normal((2, 4, 16, 16))).astype(np.float32)
+    text = head(21, "float[N,4,16,16]") + GROUP
+    (standard,) = run(model_of(text), {"x": x})
+    model, _ = emitted(text, Form.AUTO)
+    (automatic,) = run(model, {"x": x})
+    wide = x.astype(np.float64).reshape(2, 2, -1)
+    normed = (wide - wide.mean(2, keepdims=True)) / np.sqrt(wide.var(2, keepdims=True) + 1e-5)
+    s, b = (np.array(row, np.float64).reshape(1, 4, 1, 1) for row in ((1, 2, 3, 4), (5, 6, 7, 8)))
+    expected = normed.reshape(x.shape) * s + b
+    # The mean of 2^14 is off by a few of its units, 2^-10, and is scaled by 4.
+    assert np.abs(automatic - expected).max() < 2.0**-4
+    assert not np.abs(standard - expected).max() < 2.0**-4  # it is NaN, or nonsense
+
+
+def test_cuda_was_not_measured() -> None:
+    model = model_of(head(21) + GROUP)
+    reading, before = reading_of(model), ir.to_proto(model).SerializeToString()
+    sites = [site for site in find_norms(model.graph, reading) if isinstance(site, NormSite)]
+    result = lower_norms(model.graph, sites, Form.AUTO, reading, Editor(model), lambda _: True, Provider.CUDA)
+    assert result == ([], [])
+    assert ir.to_proto(model).SerializeToString() == before
+    assert not any(provider is Provider.CUDA for provider, _ in (*FASTEST, *KERNELS))
+
+
+def test_the_standard_group_norm_comes_with_a_warning() -> None:
+    model = model_of(head(21) + GROUP)
+    reading = reading_of(model)
+    (site,) = find_norms(model.graph, reading)
+    assert isinstance(site, NormSite)
+    text = advice(site, Form.STANDARD, reading, 21, Provider.CPU)
+    assert text is not None
+    assert text.endswith("--form auto avoids it")
+    assert advice(site, Form.AUTO, reading, 21, Provider.CPU) is None
+    assert advice(site, Form.STANDARD, reading, 21, Provider.CUDA) is None
