@@ -5,6 +5,7 @@ Everything here is computed in float64 and rounded once, to the type of the weig
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -95,17 +96,17 @@ class WeightLayout:
 
 def conv_outputs(shape: tuple[int, ...]) -> WeightLayout:
     """Return the layout of the output channels of a Conv weight (M, C/g, *kernel)."""
-    return WeightLayout(1, 1, shape[0], _product(shape[1:]))
+    return WeightLayout(1, 1, shape[0], math.prod(shape[1:]))
 
 
 def conv_inputs(shape: tuple[int, ...], group: int) -> WeightLayout:
     """Return the layout of the input channels of a Conv weight (M, C/g, *kernel)."""
-    return WeightLayout(group, shape[0] // group, shape[1], _product(shape[2:]))
+    return WeightLayout(group, shape[0] // group, shape[1], math.prod(shape[2:]))
 
 
 def conv_transpose_outputs(shape: tuple[int, ...], group: int) -> WeightLayout:
     """Return the layout of the output channels of a ConvTranspose weight (Cin, Cout/g, *kernel)."""
-    return WeightLayout(group, shape[0] // group, shape[1], _product(shape[2:]))
+    return WeightLayout(group, shape[0] // group, shape[1], math.prod(shape[2:]))
 
 
 def columns(shape: tuple[int, ...]) -> WeightLayout:
@@ -116,10 +117,6 @@ def columns(shape: tuple[int, ...]) -> WeightLayout:
 def rows(shape: tuple[int, ...]) -> WeightLayout:
     """Return the layout of the rows of a matrix (K, N)."""
     return WeightLayout(1, 1, shape[0], shape[1])
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    return int(np.prod(sizes, dtype=np.int64))
 
 
 def fold_into_weight(weight: Array, scale: Float64, layout: WeightLayout) -> Array:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +19,8 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 
 from normfuse.errors import ModelIOError
-from normfuse.graph.reading import with_subgraphs
+from normfuse.graph.reading import subgraphs, with_subgraphs
+from normfuse.graph.tensors import byte_size, is_external, is_lazy
 from normfuse.memory import uncollected
 
 logger = logging.getLogger(__name__)
@@ -97,11 +99,17 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
-    """Deserialize; sparse initializers and training information, which onnx_ir drops, travel in ``meta``."""
+    """Deserialize, with what onnx_ir drops.
+
+    Types of function inputs are put where onnx_ir writes them; sparse initializers and training information travel in
+    ``meta``.
+    """
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # a malformed message can fail anywhere inside the deserializer
         raise ModelIOError(f"{path}: not a valid ONNX model ({_first_line(error.__cause__ or error)})") from None
+    for function in proto.functions:
+        _restore_input_types(function, model.functions[function.domain, function.name, function.overload])
     if proto.training_info:
         model.meta[_TRAINING] = list(proto.training_info)
     sources = list(_proto_graphs(proto.graph))
@@ -111,6 +119,13 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
             if source.sparse_initializer:
                 graph.meta[_SPARSE] = list(source.sparse_initializer)
     return model
+
+
+def _restore_input_types(source: onnx.FunctionProto, function: ir.Function) -> None:
+    infos = {info.name: info for info in source.value_info}
+    for value in function.inputs:
+        if value.name in infos:
+            ir.serde.deserialize_value_info_proto(infos[value.name], value)
 
 
 def _proto_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -151,13 +166,19 @@ def _size_of(folder: Path, location: str, name: str, path: Path) -> int:
 
 def _external_tensors(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]]:
     for graph in _all_graphs(model):
-        for name, value in graph.initializers.items():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield name, value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    yield node.name or node.op_type, attribute.value
+        for name, value in graph.initializers.data.items():
+            tensor = value.const_value
+            if is_external(tensor):
+                yield name, tensor
+        for node, attribute in _external_attributes(graph):
+            yield node.name or node.op_type, attribute.value
+
+
+def _external_attributes(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Attr]]:
+    for node in graph:
+        for attribute in node.attributes.data.values():
+            if attribute.type is ir.AttributeType.TENSOR and is_external(attribute.value):
+                yield node, attribute
 
 
 def _all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -168,7 +189,7 @@ def _all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 def _sort(model: ir.Model, path: Path) -> None:
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        if _is_sorted(graph):
+        if _is_sorted(graph, set()):
             continue
         try:
             graph.sort()
@@ -177,15 +198,19 @@ def _sort(model: ir.Model, path: Path) -> None:
         logger.info("%s: graph '%s' was not sorted; sorted it", path, graph.name)
 
 
-def _is_sorted(graph: ir.Graph) -> bool:
-    """Whether every node of ``graph`` and its subgraphs stands behind the nodes that it reads."""
-    later = set(graph.all_nodes())
-    for node in graph.all_nodes():
-        # A node with subgraphs comes before what they hold, and they may read what comes before it.
-        later.discard(node)
+def _is_sorted(graph: ir.Graph, passed: set[ir.Node | None]) -> bool:
+    """Whether every node of ``graph`` and its subgraphs stands behind the nodes that it reads.
+
+    passed: the nodes before ``graph``, which its nodes may read; those of ``graph`` are added.
+    """
+    passed.add(None)  # what no node produces
+    for node in graph:
         for value in node.inputs:
-            if value is not None and value.producer() in later:
+            if value is not None and value.producer() not in passed:
                 return False
+        if not all(_is_sorted(inner, passed) for inner in subgraphs(node)):
+            return False
+        passed.add(node)
     return True
 
 
@@ -195,43 +220,68 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
 
     External data goes to ``NAME.<hash>.data`` beside it where the model came with external data or is too large for
     one file; the data file of an older version of ``path`` is removed last. The same model gives the same bytes.
-    Raises ModelIOError when ``path`` is a folder, its folder is missing, or the disk is full.
+    Raises ModelIOError when ``path`` is a folder or a device, its folder is missing, or the disk is full.
     """
     path = Path(path)
     if path.is_dir():
         raise ModelIOError(f"{path}: is a folder; name a file to write")
-    folder = path.resolve().parent
+    target = path.resolve()  # of a link: the file behind it, beside which its data belongs
+    folder, name = target.parent, target.name
     if not folder.is_dir():
         raise ModelIOError(f"{path}: no such folder: {folder}")
+    if target.exists() and not target.is_file():
+        raise ModelIOError(f"{path}: is no regular file; name a file to write")
     _internalise_attributes(model)
-    location = _data_name(model, path.name) if _needs_external_data(model) else None
-    fresh_data = location is not None and not (folder / location).exists()
+    tensors = list(_tensors(model))
+    location = _data_name(tensors, name) if _need_external_data(tensors) else None
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as scratch:
-            staged = Path(scratch) / path.name
-            _write(model, staged, location)
-            if location is not None and (Path(scratch) / location).exists():
-                _flush(Path(scratch) / location)
-                os.replace(Path(scratch) / location, folder / location)
-            _flush(staged)
-            os.replace(staged, path)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder) as scratch:
+            _write(model, Path(scratch) / name, location)
+            for file in Path(scratch).iterdir():
+                _flush(file)
+            with _alone_in(folder):
+                _put_in_place(Path(scratch), folder, name, location)
     except OSError as error:
-        if fresh_data and location is not None:
-            with contextlib.suppress(OSError):
-                (folder / location).unlink()
         raise ModelIOError(f"{path}: cannot be written: {error.strerror or error}") from None
     except (ir.serde.SerdeError, EncodeError, ValueError) as error:
         raise ModelIOError(f"{path}: cannot be written: {_first_line(error)}") from None
-    _remove_stale_data(folder, path.name, location)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``: who saves there at the same time waits, and sees no data file without its model."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(scratch: Path, folder: Path, name: str, location: str | None) -> None:
+    """Rename the data file, then the model file, then remove the data of the version that was replaced."""
+    fresh = None if location is None or (folder / location).exists() else folder / location
+    try:
+        if location is not None and (scratch / location).exists():
+            os.replace(scratch / location, folder / location)
+        os.replace(scratch / name, folder / name)
+    except BaseException:
+        if fresh is not None:
+            fresh.unlink(missing_ok=True)
+        raise
+    _remove_stale_data(folder, name, location)
 
 
 def _write(model: ir.Model, path: Path, location: str | None) -> None:
     """Write the model file and, where ``location`` names one, its data file beside it; ``model`` stays as it is."""
+    if location is None:
+        path.write_bytes(to_proto(model).SerializeToString(deterministic=True))
+        return
     values = [value for graph in with_subgraphs(model.graph) for value in graph.initializers.values()]
     tensors = [value.const_value for value in values]
     try:
-        if location is not None:
-            ir.external_data.unload_from_model(model, path.parent, location, size_threshold_bytes=_SMALLEST_EXTERNAL)
+        ir.external_data.unload_from_model(model, path.parent, location, size_threshold_bytes=_SMALLEST_EXTERNAL)
         path.write_bytes(to_proto(model).SerializeToString(deterministic=True))
     finally:
         for value, tensor in zip(values, tensors, strict=True):
@@ -245,35 +295,33 @@ def _flush(path: Path) -> None:
 
 def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
     for graph in with_subgraphs(model.graph):
-        for name, value in graph.initializers.items():
+        for name, value in graph.initializers.data.items():
             if value.const_value is not None:
                 yield name, value.const_value
 
 
-def _needs_external_data(model: ir.Model) -> bool:
+def _need_external_data(tensors: Iterable[tuple[str, ir.TensorProtocol]]) -> bool:
     total = 0
-    for _, tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):  # lazy ones are made of external ones
+    for _, tensor in tensors:
+        if is_external(tensor) or is_lazy(tensor):  # lazy ones are made of external ones
             return True
-        total += tensor.nbytes
+        total += byte_size(tensor)
     return total > _LARGEST_INLINE
 
 
 def _internalise_attributes(model: ir.Model) -> None:
     """Read tensors of attributes into memory: onnx_ir writes only initializers to external data."""
     for graph in _all_graphs(model):
-        for node in graph:
-            for name, attribute in list(node.attributes.items()):
-                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                    tensor = attribute.value
-                    copy = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
-                    node.attributes[name] = ir.AttrTensor(name, copy)
+        for node, attribute in list(_external_attributes(graph)):
+            tensor = attribute.as_tensor()
+            copy = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=tensor.name)
+            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, copy)
 
 
-def _data_name(model: ir.Model, name: str) -> str:
+def _data_name(tensors: Iterable[tuple[str, ir.TensorProtocol]], name: str) -> str:
     """Return ``NAME.<hash>.data``; the hash covers names, types, shapes and a sample of every large tensor."""
     digest = hashlib.blake2b(digest_size=8)
-    for key, tensor in _tensors(model):
+    for key, tensor in tensors:
         digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         if tensor.nbytes > _SMALLEST_EXTERNAL:
             digest.update(_sample(tensor))

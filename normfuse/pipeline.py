@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import os
 import re
 from collections import Counter
@@ -23,6 +21,7 @@ from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor, describe
 from normfuse.graph.reading import bodies, default_opset
 from normfuse.graph.site import Declined, NormSite, Reading
+from normfuse.graph.tensors import byte_size
 from normfuse.memory import uncollected
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
 from normfuse.passes.lower_norms import lower_norms
@@ -107,16 +106,25 @@ class _Ledger:
     declined: dict[ir.Node, str] = field(default_factory=dict)
     plans: dict[ir.Node, str] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
+    names: dict[ir.Node, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     notes: dict[str, None] = field(default_factory=dict)
 
-    def identify(self, kind_: str, value: ir.Value) -> str:
-        """Return an id that stays from run to run: branches that reuse a name are numbered in order."""
-        base = f"{kind_}:{value.name}"
-        self.seen[base] += 1
-        name = base if self.seen[base] == 1 else f"{base}#{self.seen[base]}"
-        self.ids.add(name)
-        return name
+    def name(self, norms: Iterable[ir.Node]) -> None:
+        """Name each norm after the value that it produces, before anything is changed.
+
+        Branches may reuse a name: the second norm of a name is ``name#2``, in the order of the model.
+        """
+        for norm in norms:
+            base = str(norm.outputs[0].name)
+            self.seen[base] += 1
+            self.names[norm] = base if self.seen[base] == 1 else f"{base}#{self.seen[base]}"
+
+    def identify(self, kind_: str, norm: ir.Node) -> str:
+        """Return the id of a rewrite, made of its kind and its (first) norm: what else was rewritten does not matter."""
+        identifier = f"{kind_}:{self.names[norm]}"
+        self.ids.add(identifier)
+        return identifier
 
     def wants(self, identifier: str, nodes: Iterable[ir.Node]) -> bool:
         """Whether a rewrite was selected, and touches no node that the user wants left alone."""
@@ -206,25 +214,12 @@ def measure(model: ir.Model, sizes: dict[ir.Value, int]) -> tuple[int, int]:
     count = size = 0
     for graph, _ in bodies(model):
         count += len(graph)
-        for value in graph.initializers.values():
+        for value in graph.initializers.data.values():
             known = sizes.get(value)
             if known is None:
-                known = sizes[value] = 0 if value.const_value is None else _bytes(value.const_value)
+                known = sizes[value] = 0 if value.const_value is None else byte_size(value.const_value)
             size += known
     return count, size
-
-
-@functools.cache
-def _bits(data_type: int) -> int:
-    return int(ir.DataType(data_type).bitwidth)
-
-
-def _bytes(tensor: ir.TensorProtocol) -> int:
-    """Return ``tensor.nbytes``, which makes a Shape object each time, by a shorter way where there is one."""
-    if type(tensor) is ir.TensorProtoTensor:
-        bits: int = math.prod(tensor.raw.dims) * _bits(tensor.raw.data_type)
-        return math.ceil(bits / 8)
-    return tensor.nbytes
 
 
 def _fuse_graph(
@@ -239,6 +234,7 @@ def _fuse_graph(
     norms = {outcome.root if isinstance(outcome, NormSite) else outcome.at: outcome for outcome in outcomes}
     if not norms:
         return []
+    ledger.name(norms)
     found = [(_record(site), site.root) for site in outcomes if isinstance(site, NormSite)]
     for outcome in outcomes:
         if isinstance(outcome, Declined):
@@ -267,7 +263,7 @@ def _settle(outcomes: Iterable[Fold | Declined], ledger: _Ledger) -> list[Fold]:
 
 def _carry_out(folds: Iterable[Fold], editor: Editor, ledger: _Ledger) -> None:
     for fold in folds:
-        identifier = ledger.identify("fold-batchnorm", fold.output)
+        identifier = ledger.identify("fold-batchnorm", fold.norms[0])
         if not ledger.wants(identifier, fold.removes):
             for norm in fold.norms:
                 ledger.decline(norm, "its fold was not selected")
@@ -296,12 +292,12 @@ def _lower(
         ledger.ids.add(identifier)
         return ledger.options.only is None or identifier in ledger.options.only
 
-    roots = {site.output.name: site.root for site in sites}
-    rewrites, declined = lower_norms(graph, sites, target.form, reading, editor, wanted, target.provider)
+    roots = {f"emit:{ledger.names[site.root]}": site.root for site in sites}
+    rewrites, declined = lower_norms(graph, sites, target.form, reading, editor, wanted, target.provider, ledger.names)
     for outcome in declined:
         ledger.decline(outcome.at, outcome.reason)
     for rewrite in rewrites:
-        root = roots[rewrite.id.split(":", 1)[1]]
+        root = roots[rewrite.id]
         ledger.plans[root] = f"emit {rewrite.into[-1]}" if rewrite.into else "keep"
         ledger.declined.pop(root, None)
         ledger.rewrites.append(rewrite)

@@ -25,11 +25,11 @@ def model_of(text: str) -> ir.Model:
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
 
 
-def reading_of(model: ir.Model, *, assume_inference: bool = False) -> Reading:
+def reading_of(model: ir.Model) -> Reading:
     """Return what a recogniser knows of the main graph of ``model``."""
     constants = Constants(model)
     (_, opset), *_ = bodies(model)
-    return Reading(opset, constants, Ranks(constants), assume_inference)
+    return Reading(opset, constants, Ranks(constants))
 
 
 def node_types(model: ir.Model) -> list[str]:

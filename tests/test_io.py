@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import normfuse
-from normfuse import ModelIOError, io
+from normfuse import Form, ModelIOError, Target, io
 from normfuse.passes.linear import FoldedTensor
 from tests.folding import BN, build, fuse, normal, parameters
 
@@ -263,3 +264,57 @@ def test_lazily_folded_slices_equal_the_fold_at_once() -> None:
         tensor.tofile(buffer)
         np.testing.assert_array_equal(tensor.numpy(), expected)
         assert buffer.getvalue() == expected.tobytes()
+
+
+def test_two_that_save_at_once_leave_one_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the renames of one run, another starts: it waits, and neither removes the other's data file."""
+    first, _ = normfuse.fuse(external(tmp_path))
+    second = normfuse.load(external(tmp_path))
+    target, other = tmp_path / "out.onnx", threading.Thread(target=lambda: normfuse.save(second, tmp_path / "out.onnx"))
+    replace = os.replace
+
+    def rename(source: Path | str, into: Path | str) -> None:
+        replace(source, into)
+        if Path(into).parent == tmp_path and Path(into).suffix == ".data" and not other.ident:
+            other.start()
+            other.join(0.5)
+
+    monkeypatch.setattr(os, "replace", rename)
+    normfuse.save(first, target)
+    other.join()
+    (data,) = tmp_path.glob("out.onnx.*.data")
+    assert f"'{data.name}'" in repr([tensor.location for _, tensor in io._external_tensors(normfuse.load(target))])
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.onnx"
+    link.symlink_to(tmp_path / "real" / "out.onnx")
+    normfuse.save(normfuse.load(external(tmp_path)), link)
+    assert link.is_symlink()
+    assert normfuse.load(tmp_path / "real" / "out.onnx").graph.initializers["W"].const_value is not None
+
+
+def test_a_device_is_no_place_for_a_model() -> None:
+    with pytest.raises(ModelIOError, match="/dev/null: is no regular file; name a file to write"):
+        normfuse.save(io.from_proto(example()), "/dev/null")
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_fusing_a_saved_model_again_changes_no_byte(tmp_path: Path, form: Form) -> None:
+    """Functions with the types of their values, shared names, external data: all of it comes back as it was written."""
+    text = """g (float[N,6,5,4] x) => (float[N,6,5,4] y) {
+        a = LayerNormalization <axis = -1> (x, ls, lb)  c = GroupNormalization <num_groups = 3> (a, s, b)
+        d = InstanceNormalization (c, s, b)  e = Conv (d, W)  y = BatchNormalization (e, s, b, m, v) }"""
+    arrays = {"ls": normal(4), "lb": normal(4, seed=2), "W": normal(6, 6, 1, 1), **parameters(6)}
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    for opset, ir_version in ((17, 8), (21, 10)):
+        usable = (
+            text if opset == 21 else text.replace("c = GroupNormalization <num_groups = 3> (a, s, b)", "c = Relu (a)")
+        )
+        model = build(usable, arrays, opset=opset, ir_version=ir_version)
+        normfuse.save(normfuse.fuse(model, Target(form))[0], once)
+        again, report = normfuse.fuse(once, Target(form))
+        normfuse.save(again, twice)
+        assert not report.rewrites
+        assert twice.read_bytes() == once.read_bytes()

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from normfuse.graph.tensors import array_of
+
 Array = npt.NDArray[np.generic]
 
 _IN_MEMORY = (ir.Tensor, ir.TensorProtoTensor)
@@ -53,7 +55,7 @@ class Constants:
             return self._computed[value]
         tensor = self.tensor(value)
         if tensor is not None:
-            array = np.asarray(tensor.numpy())
+            array = array_of(tensor)
             if type(tensor) in _IN_MEMORY:  # others stay maps of their file; isinstance is slow on protocols
                 self._computed[value] = array
             return array

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
-from normfuse.graph.reading import bodies
+from normfuse.graph.reading import bodies, subgraphs
 from normfuse.graph.site import Declined
+from normfuse.graph.tensors import Array, tensor_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,11 @@ class Replacement:
     domains: tuple[tuple[str, int], ...] = ()
 
 
-def initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """Return a value for ``Replacement.initializers``."""
-    return ir.Value(
-        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
+def initializer(name: str, content: ir.TensorProtocol | Array) -> ir.Value:
+    """Return a value for ``Replacement.initializers``; an array is rounded to no other type."""
+    tensor = tensor_of(content) if isinstance(content, np.ndarray) else content
+    shape = ir.Shape(content.shape if isinstance(content, np.ndarray) else content.shape.numpy())
+    return ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
 def describe(node: ir.Node) -> str:
@@ -263,20 +265,9 @@ def _take_over(old: ir.Value, new: ir.Value) -> None:
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
     """Yield every value that the subgraphs of ``node`` read."""
-    for attribute in node.attributes.values():
-        for graph in _graphs(attribute):
-            for inner in graph.all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
-
-
-def _graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    if attribute.type == ir.AttributeType.GRAPHS:
-        return tuple(attribute.as_graphs())
-    return ()
+    for graph in subgraphs(node):
+        for inner in graph.all_nodes():
+            yield from (value for value in inner.inputs if value is not None)
 
 
 def _names(model: ir.Model) -> set[str]:

@@ -13,15 +13,11 @@ from normfuse.spec import NormSpec
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a recogniser knows beside the node: the opset of its graph's default domain, the constants, the ranks.
-
-    assume_inference: read a training-mode BatchNormalization as if it were exported for inference.
-    """
+    """What a recogniser knows beside the node: the opset of its graph's default domain, the constants, the ranks."""
 
     opset: int
     constants: Constants
     ranks: Ranks
-    assume_inference: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Identity, inference Dropout, further BatchNormalization, and Mul, Add, Sub, Div 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -108,11 +109,8 @@ def _why_not(norm: ir.Node, channels: Channels, norms: Norms, reading: Reading, 
 
 def compose(links: Iterable[Link], channels: int) -> ChannelAffine:
     """Return the composition of a chain, first link first."""
-    affine = ChannelAffine.identity(channels)
-    for link in links:
-        if link.affine is not None:
-            affine = affine.then(link.affine)
-    return affine
+    affines = [link.affine for link in links if link.affine is not None]
+    return functools.reduce(ChannelAffine.then, affines) if affines else ChannelAffine.identity(channels)
 
 
 def _finish(

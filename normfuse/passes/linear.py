@@ -29,6 +29,7 @@ from normfuse.affine import (
 from normfuse.graph.editing import describe, initializer
 from normfuse.graph.reading import has_parameters, input_at
 from normfuse.graph.site import Declined, Reading
+from normfuse.graph.tensors import is_external
 from normfuse.recognise.affine_chain import Channels
 
 _LAZY_BYTES = 1 << 20
@@ -216,13 +217,9 @@ def folded_weight(linear: Linear, affine: ChannelAffine, reading: Reading) -> ir
     assert value is not None
     check_range(linear.weight, affine, linear.layout)
     stored = reading.constants.tensor(value)
-    dtype = ir.DataType.from_numpy(linear.weight.dtype)
-    tensor: ir.TensorProtocol
-    if isinstance(stored, ir.ExternalTensor | FoldedTensor) and stored.nbytes > _LAZY_BYTES:
-        tensor = FoldedTensor(stored, affine.scale, linear.layout)
-    else:
-        tensor = ir.Tensor(fold_into_weight(linear.weight, affine.scale, linear.layout), dtype=dtype)
-    return initializer(f"{value.name}_folded", tensor)
+    if stored is not None and (is_external(stored) or type(stored) is FoldedTensor) and stored.nbytes > _LAZY_BYTES:
+        return initializer(f"{value.name}_folded", FoldedTensor(stored, affine.scale, linear.layout))
+    return initializer(f"{value.name}_folded", fold_into_weight(linear.weight, affine.scale, linear.layout))
 
 
 def folded_bias(linear: Linear, affine: ChannelAffine) -> Array:
@@ -238,7 +235,7 @@ def folded_bias(linear: Linear, affine: ChannelAffine) -> Array:
 
 def _named_constant(fallback: str, old: ir.Value | None, array: Array) -> ir.Value:
     name = f"{old.name}_folded" if old is not None and old.name else fallback
-    return initializer(name, ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype)))
+    return initializer(name, array)
 
 
 def like(node: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, ir.Attr]) -> ir.Node:

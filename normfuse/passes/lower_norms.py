@@ -6,7 +6,7 @@ already read those values, follow when an earlier norm of the same graph is repl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 import onnx_ir as ir
@@ -28,17 +28,20 @@ def lower_norms(
     editor: Editor,
     wanted: Callable[[str], bool],
     provider: Provider = Provider.CPU,
+    names: Mapping[ir.Node, str] | None = None,
 ) -> tuple[list[Rewrite], list[Declined]]:
     """Write the ``sites`` of ``graph`` in ``form``; return what was done, and what was left alone and why.
 
     sites: as :func:`find_norms` read them; those whose operands a fold has replaced meanwhile are read again.
     A norm that is already in ``form`` stays as it is, so doing this twice changes nothing.
-    wanted: whether the rewrite of that id is selected; ids are made of the name of the norm's output.
+    wanted: whether the rewrite of that id is selected. names: those of the norms, by root, of which ids are made; where
+    there are none, the name of the norm's output.
     """
+    names = names or {}
     decided: list[tuple[NormSite, str, Replacement]] = []
     declined: list[Declined] = []
     for site in _current(graph, sites, reading):
-        rewrite_id = f"emit:{site.output.name}"
+        rewrite_id = f"emit:{names.get(site.root, site.output.name)}"
         if site.root.graph is not graph or is_written(site, form, reading, reading.opset, provider):
             continue
         if not wanted(rewrite_id):

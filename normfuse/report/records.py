@@ -30,7 +30,10 @@ class DeclinedRecord:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """One change. The id is made of its kind and the value that it produces: it stays from run to run."""
+    """One change. The id is made of its kind and the value of its (first) norm in the original model.
+
+    It stays from run to run, and does not depend on which other rewrites are made.
+    """
 
     id: str
     kind: str

@@ -27,8 +27,8 @@ def model(nodes: str, opset: int, *, x: str = "float[N,4,6,5]", outputs: str = "
         {{ {nodes} }}""")
 
 
-def only(model: ir.Model, *, assume_inference: bool = False) -> NormSite | Declined:
-    (found,) = find_norms(model.graph, reading_of(model, assume_inference=assume_inference))
+def only(model: ir.Model) -> NormSite | Declined:
+    (found,) = find_norms(model.graph, reading_of(model))
     return found
 
 
@@ -176,16 +176,6 @@ def test_declines(nodes: str, opset: int, reason: str) -> None:
 def test_training_by_attribute_of_old_versions(attributes: str, opset: int, trains: bool) -> None:
     graph = model(f"y = BatchNormalization {attributes} (x, s, b, m, v)", opset)
     assert isinstance(only(graph), Declined) is trains
-
-
-def test_training_read_as_inference_when_asked() -> None:
-    graph = model("y, rm, rv = BatchNormalization <training_mode = 1> (x, s, b, m, v)", 15)
-    assert isinstance(only(graph, assume_inference=True), NormSite)
-    outputs = "float[N,4,6,5] y, float[4] rm"
-    graph = model("y, rm, rv = BatchNormalization <training_mode = 1> (x, s, b, m, v)", 15, outputs=outputs)
-    found = only(graph, assume_inference=True)
-    assert isinstance(found, Declined)
-    assert found.reason == "its statistics, which training mode updates, are read"
 
 
 def test_an_axis_from_the_front_needs_the_rank() -> None:
