@@ -47,6 +47,9 @@ AssumeInference = Annotated[
 FreezeInputs = Annotated[
     bool, typer.Option("--freeze-inputs", help="Treat initializers that callers could override as constant.")
 ]
+LiftFlagged = Annotated[
+    bool, typer.Option("--lift-flagged", help="Also lift what is a norm in exact arithmetic only: changes rounding.")
+]
 ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.")]
 NoValidate = Annotated[bool, typer.Option("--no-validate", help="Write the result without verifying it.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")]
@@ -93,6 +96,7 @@ def inspect(
     skip: Skip = None,
     assume_inference: AssumeInference = False,
     freeze_inputs: FreezeInputs = False,
+    lift_flagged: LiftFlagged = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -103,7 +107,12 @@ def inspect(
     from normfuse.report import schema, table
 
     report = run(
-        model, _target(form, provider), skip=skip, assume_inference=assume_inference, freeze_inputs=freeze_inputs
+        model,
+        _target(form, provider),
+        skip=skip,
+        assume_inference=assume_inference,
+        freeze_inputs=freeze_inputs,
+        lift_flagged=lift_flagged,
     )
     if as_json:
         typer.echo(json.dumps(schema.inspection(report), indent=2, ensure_ascii=False))
@@ -122,6 +131,7 @@ def fuse(
     no_validate: NoValidate = False,
     freeze_inputs: FreezeInputs = False,
     assume_inference: AssumeInference = False,
+    lift_flagged: LiftFlagged = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -131,7 +141,7 @@ def fuse(
 
     target = _target(form, provider)
     _refuse_to_overwrite(model, output, report)
-    options = Options(skip=skip, assume_inference=assume_inference, freeze_inputs=freeze_inputs)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged)
     _fuse_and_save(model, output, target, options, report, validate=not no_validate)
 
 
@@ -212,6 +222,7 @@ def export(
     no_validate: NoValidate = False,
     freeze_inputs: FreezeInputs = False,
     assume_inference: AssumeInference = False,
+    lift_flagged: LiftFlagged = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -242,7 +253,7 @@ def export(
         io.save(model, output)
         _say(f"wrote {output}")
         return
-    options = Options(skip=skip, assume_inference=assume_inference, freeze_inputs=freeze_inputs)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged)
     _fuse_and_save(model, output, target, options, report, validate=not no_validate)
 
 

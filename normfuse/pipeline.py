@@ -20,13 +20,15 @@ from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor, describe
 from normfuse.graph.reading import bodies, default_opset
+from normfuse.graph.shapes import inferred_shapes
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.graph.tensors import byte_size
 from normfuse.memory import uncollected
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
 from normfuse.passes.lower_norms import lower_norms
 from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs, inline_functions
-from normfuse.recognise import find_norms
+from normfuse.recognise import find_norms, nodes_of
+from normfuse.recognise.other import OtherSite, find_other
 from normfuse.report.records import Change, DeclinedRecord, FusionReport, NormRecord, Rewrite
 from normfuse.spec import kind
 
@@ -44,6 +46,7 @@ class Options:
     only: frozenset[str] | None = None
     assume_inference: bool = False
     freeze_inputs: bool = False
+    lift_flagged: bool = False
 
 
 def read(source: Source) -> ir.Model:
@@ -63,6 +66,7 @@ def fuse(
     only: Collection[str] | None = None,
     assume_inference: bool = False,
     freeze_inputs: bool = False,
+    lift_flagged: bool = False,
     validate: bool = False,
 ) -> tuple[ir.Model, FusionReport]:
     """Return ``model`` with its BatchNormalization folded and its other norms in the form of ``target``, and a report.
@@ -70,12 +74,13 @@ def fuse(
     model: a path, an onnx.ModelProto or an onnx_ir.Model; never changed.
     skip: regular expression of node names to leave alone. only: ids of an earlier report's rewrites, to replay a part.
     assume_inference: treat training-mode BatchNormalization as inference. freeze_inputs: treat initializers that
-    callers could override as constant. validate: verify the result against ``model``; the report holds the verdict,
-    nothing is raised on a divergence.
+    callers could override as constant. lift_flagged: also lift what is a norm in exact arithmetic and differs from it in
+    floating point, such as a variance as E[x²] − E[x]². validate: verify the result against ``model``; the report holds
+    the verdict, nothing is raised on a divergence.
 
     Raises ModelIOError for an unreadable model, UnsupportedForm for an unknown target or rewrite id.
     """
-    options = Options(skip, None if only is None else frozenset(only), assume_inference, freeze_inputs)
+    options = Options(skip, None if only is None else frozenset(only), assume_inference, freeze_inputs, lift_flagged)
     target = target or Target()
     candidate = read(model)
     report = fuse_in_place(candidate, target, options)
@@ -167,8 +172,9 @@ def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionRe
     constants = Constants(model)
     records: list[NormRecord] = []
     found: list[tuple[NormRecord, ir.Node]] = []
-    for graph, opset in list(bodies(model)):
-        found.extend(_fuse_graph(graph, opset, target, constants, editor, ledger))
+    with inferred_shapes(model):
+        for graph, opset in list(bodies(model)):
+            found.extend(_fuse_graph(graph, opset, target, constants, editor, ledger))
     for record, root in found:
         records.append(replace(record, plan=ledger.plans.get(root, "keep")))
     if dependent := sorted((options.only or frozenset()) - ledger.ids):
@@ -228,14 +234,19 @@ def _fuse_graph(
     """Find the norms of one graph, fold what folds, write the rest in the target's form. Returns what was found."""
 
     def reading() -> Reading:
-        return Reading(opset, constants, Ranks(constants))
+        return Reading(opset, constants, Ranks(constants), ledger.options.lift_flagged)
 
     outcomes = find_norms(graph, reading())
+    others = [(_record_other(site), site.root) for site in find_other(graph, reading(), nodes_of(outcomes))]
     norms = {outcome.root if isinstance(outcome, NormSite) else outcome.at: outcome for outcome in outcomes}
     if not norms:
-        return []
+        return others
     ledger.name(norms)
-    found = [(_record(site), site.root) for site in outcomes if isinstance(site, NormSite)]
+    sites = [site for site in outcomes if isinstance(site, NormSite)]
+    found = [(_record(site), site.root) for site in sites] + others
+    for site in sites:
+        if site.flag is not None and not ledger.skips(site.root):
+            ledger.notes.setdefault(f"'{describe(site.root)}' counts as a norm, as asked, although {site.flag}")
     for outcome in outcomes:
         if isinstance(outcome, Declined):
             ledger.decline(outcome.at, outcome.reason)
@@ -308,6 +319,10 @@ def _record(site: NormSite) -> NormRecord:
     return NormRecord(kind(site.spec), site.spec, site.spelling, nodes, "keep")
 
 
+def _record_other(site: OtherSite) -> NormRecord:
+    return NormRecord(kind(site.spec), site.spec, site.root.op_type, (describe(site.root),), "keep")
+
+
 def inspect(
     model: Source,
     target: Target | None = None,
@@ -315,10 +330,11 @@ def inspect(
     skip: str | None = None,
     assume_inference: bool = False,
     freeze_inputs: bool = False,
+    lift_flagged: bool = False,
 ) -> FusionReport:
     """Return every norm of ``model`` with what :func:`fuse` would do with it, or why not; ``model`` stays as it is.
 
     Parameters and errors are those of :func:`fuse`. The report's rewrites are those that fuse would make.
     """
-    options = Options(skip, None, assume_inference, freeze_inputs)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged)
     return fuse_in_place(read(model), target or Target(), options)

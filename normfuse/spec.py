@@ -95,8 +95,10 @@ class NormSpec:
     activation: Activation = Activation.NONE
 
 
-def kind(spec: NormSpec) -> str:
-    """Return the field's name of ``spec``: batch, instance, group, layer or rms."""
+def kind(spec: AnyNorm) -> str:
+    """Return the field's name of ``spec``: batch, instance, group, layer or rms; lp, local_response, global_response."""
+    if not isinstance(spec, NormSpec):
+        return _OTHER[type(spec)]
     if isinstance(spec.statistics, Stored | Batch):
         return "batch"
     if isinstance(spec.statistics, PerChannel):
@@ -130,3 +132,34 @@ def canonical(spec: NormSpec, *, channels: int | None = None, rank: int | None =
     if isinstance(statistics, PerGroup) and statistics.groups == channels:
         statistics = PerChannel()
     return replace(spec, statistics=statistics, affine=affine)
+
+
+# Norms of other kinds: recognised and reported under their own names, not written anew.
+
+
+@dataclass(frozen=True, slots=True)
+class LpNorm:
+    """``x / max(‖x‖_p, ε)`` or ``x / (‖x‖_p + ε)`` over ``axes``, up to a factor; p is 1 or 2."""
+
+    p: int
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResponseNorm:
+    """``x / (k + α · mean of x² over size neighbouring channels)^β`` (Krizhevsky et al. 2012)."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalResponseNorm:
+    """``x · g / (mean(g) + ε)`` with g = ‖x‖₂ over ``axes`` (ConvNeXt V2, Woo et al. 2023)."""
+
+    axes: tuple[int, ...]
+
+
+OtherNorm = LpNorm | LocalResponseNorm | GlobalResponseNorm
+AnyNorm = NormSpec | OtherNorm
+
+_OTHER = {LpNorm: "lp", LocalResponseNorm: "local_response", GlobalResponseNorm: "global_response"}

@@ -25,11 +25,11 @@ def model_of(text: str) -> ir.Model:
     return ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
 
 
-def reading_of(model: ir.Model) -> Reading:
+def reading_of(model: ir.Model, *, lift_flagged: bool = False) -> Reading:
     """Return what a recogniser knows of the main graph of ``model``."""
     constants = Constants(model)
     (_, opset), *_ = bodies(model)
-    return Reading(opset, constants, Ranks(constants))
+    return Reading(opset, constants, Ranks(constants), lift_flagged)
 
 
 def node_types(model: ir.Model) -> list[str]:

@@ -72,6 +72,34 @@ def test_inspect_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert content["opset"] == 17
 
 
+def test_inspect_names_norms_of_other_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[2,4,6,6] x) => (float[2,4,6,6] y) <float e = {1e-12}> {
+        l = LRN <size = 3> (x)  n = ReduceL2 <axes = [1]> (l)  c = Clip (n, e)  y = Div (l, c) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
+    assert call("inspect", tmp_path / "in.onnx", "--json") == 0
+    norms = json.loads(capsys.readouterr().out)["norms"]
+    rest = dict.fromkeys(("epsilon", "affine", "centred", "channel_axis", "compute_type", "activation")) | {
+        "plan": "keep"
+    }
+    assert norms == [
+        {"norm": "local_response", "statistics": {"kind": "neighbours", "size": 3}, "spelling": "LRN", "nodes": ["LRN → l"], **rest},
+        {"norm": "lp", "statistics": {"kind": "lp", "p": 2, "axes": [-3]}, "spelling": "Div", "nodes": ["Div → y"], **rest},
+    ]  # fmt: skip
+    assert call("inspect", tmp_path / "in.onnx") == 0
+    assert "1 local_response norm, 1 lp norm at opset 17" in capsys.readouterr().out
+
+
+def test_lift_flagged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[2,4,3,3] x) => (float[2,4,3,3] y) {
+        y = MeanVarianceNormalization <axes = [2, 3]> (x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "in.onnx")
+    assert call("fuse", tmp_path / "in.onnx", "-o", tmp_path / "out.onnx", "--form", "standard") == 0
+    assert "outside the root (--lift-flagged lifts it)" in capsys.readouterr().out
+    assert call("fuse", tmp_path / "in.onnx", "-o", tmp_path / "out.onnx", "--form", "standard", "--lift-flagged") == 0
+    assert "counts as a norm, as asked, although its epsilon, 1e-9, is added" in capsys.readouterr().out
+    assert [node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node] == ["InstanceNormalization"]
+
+
 def test_inspect_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", example(tmp_path / "in.onnx")) == 0
     text = capsys.readouterr().out

@@ -13,9 +13,9 @@ from normfuse.emit.standard import emit_standard, operator_of, takes_reshapes
 from normfuse.emit.target import Form, Provider
 from normfuse.emit.writing import HALVES, type_of
 from normfuse.graph.editing import Replacement
-from normfuse.graph.reading import is_standard
+from normfuse.graph.reading import is_op, is_standard
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.spec import Activation
+from normfuse.spec import Activation, Stored
 
 _CAST = ("", "Cast")
 
@@ -46,6 +46,10 @@ def is_written(site: NormSite, form: Form, reading: Reading, opset: int, provide
 
     Asked before anything is written; :func:`says_the_same` is asked after.
     """
+    if isinstance(site.spec.statistics, Stored) and not any(
+        is_op(node, "BatchNormalization") for node in site.interior
+    ):
+        return True  # arithmetic on constants is right everywhere, and exact where a mean is far from zero
     if form is Form.AUTO:
         return best_spelling(site, reading, opset, provider) is None
     if form is Form.CUSTOM and custom_operator(site, opset, reading.ranks.of(site.operands.x)) is not None:

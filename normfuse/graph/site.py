@@ -10,14 +10,21 @@ from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.spec import NormSpec
 
+LIFTS = "(--lift-flagged lifts it)"
+"""How the reason ends why a flagged norm is left alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a recogniser knows beside the node: the opset of its graph's default domain, the constants, the ranks."""
+    """What a recogniser knows beside the node: the opset of its graph's default domain, the constants, the ranks.
+
+    lift_flagged: also lift what is the norm in exact arithmetic and differs from it in floating point.
+    """
 
     opset: int
     constants: Constants
     ranks: Ranks
+    lift_flagged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class NormSite:
     spelling: how it is written, for people ("GroupNormalization-21", "Reshape·InstanceNormalization·Reshape·Mul·Add").
     root: the node whose first output is the result. interior: every node that goes when the norm is written anew, the
     root included. extra_outputs: further outputs that something reads (saved statistics, the sum of a residual).
+    flag: where the norm and its spelling agree in exact arithmetic only, why their numbers differ.
     """
 
     spec: NormSpec
@@ -52,6 +60,7 @@ class NormSite:
     root: ir.Node
     interior: tuple[ir.Node, ...]
     extra_outputs: tuple[ir.Value, ...] = ()
+    flag: str | None = None
 
     @property
     def output(self) -> ir.Value:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from normfuse.graph.site import Declined, NormSite, Reading
+from normfuse.recognise.channel_maps import find_channel_maps
 from normfuse.recognise.contrib import (
     known_by_name,
     microsoft_group_norm,
@@ -15,7 +16,9 @@ from normfuse.recognise.contrib import (
     skip_simplified_layer_norm,
 )
 from normfuse.recognise.custom import custom_norm
+from normfuse.recognise.mean_variance import mean_variance_norm
 from normfuse.recognise.primitive import find_decomposed
+from normfuse.recognise.refined import refined, tiled_batch_norm
 from normfuse.recognise.reshaped import reshaped_group_norm
 from normfuse.recognise.standard import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 
@@ -24,6 +27,8 @@ Recogniser = Callable[[ir.Node, Reading], NormSite | Declined | None]
 RECOGNISERS: tuple[Recogniser, ...] = (
     # The longest spelling first: a reshaped GroupNorm holds an InstanceNormalization.
     reshaped_group_norm,
+    tiled_batch_norm,
+    mean_variance_norm,
     batch_norm,
     instance_norm,
     group_norm,
@@ -41,25 +46,28 @@ RECOGNISERS: tuple[Recogniser, ...] = (
 def find_norms(graph: Iterable[ir.Node], reading: Reading) -> tuple[NormSite | Declined, ...]:
     """Return the norms among the nodes of one graph, in order; its subgraphs are graphs of their own.
 
-    Each node belongs to one site at most. A reshaped GroupNorm stands at its InstanceNormalization, which comes before
-    a BatchNormalization that is its affine.
+    Each node belongs to one site at most. First come operators, then what is written in primitive operators, then
+    per-channel arithmetic on constants. A reshaped GroupNorm stands at its InstanceNormalization, which comes before a
+    BatchNormalization that is its affine.
     """
+    nodes = tuple(graph)
     found: list[NormSite | Declined] = []
     claimed: set[ir.Node] = set()
-    for node in graph:
+    for node in nodes:
         # A cheap look first: these recognisers stand at operators of other domains, or at ones named after a norm.
         if ("Norm" not in node.op_type and node.domain in ("", "ai.onnx")) or node in claimed:
             continue
         result = recognise(node, reading)
-        if result is None:
-            continue
-        found.append(result)
         if isinstance(result, NormSite):
+            better = refined(result, reading)
+            result = result if claimed.intersection(better.interior) else better
             claimed.update(result.interior)
-    nodes = list(graph)
-    order = {node: index for index, node in enumerate(nodes)}
+        if result is not None:
+            found.append(result)
     found.extend(find_decomposed(nodes, reading, claimed))
-    return tuple(sorted(found, key=lambda each: order[each.root if isinstance(each, NormSite) else each.at]))
+    found.extend(find_channel_maps(nodes, reading, nodes_of(found)))
+    order = {node: index for index, node in enumerate(nodes)}
+    return tuple(sorted(found, key=lambda each: order[place_of(each)]))
 
 
 def recognise(node: ir.Node, reading: Reading) -> NormSite | Declined | None:
@@ -69,3 +77,16 @@ def recognise(node: ir.Node, reading: Reading) -> NormSite | Declined | None:
         if result is not None:
             return result
     return None
+
+
+def place_of(outcome: NormSite | Declined) -> ir.Node:
+    """Return the node that stands for ``outcome`` in reports."""
+    return outcome.root if isinstance(outcome, NormSite) else outcome.at
+
+
+def nodes_of(outcomes: Iterable[NormSite | Declined]) -> frozenset[ir.Node]:
+    """Return the nodes that ``outcomes`` are about: the whole of a norm, the place of what was declined."""
+    nodes: set[ir.Node] = set()
+    for outcome in outcomes:
+        nodes.update(outcome.interior if isinstance(outcome, NormSite) else (outcome.at,))
+    return frozenset(nodes)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from normfuse.recognise.terms import Extent, Factors, Floor, Magnitude, Mean, Parameter, Sum, Term, Terms, Variable, X
 
-_CANCELS = "its variance is E[x²] − E[x]², which cancels at large means (--lift-flagged lifts it)"
+_CANCELS = "its variance is E[x²] − E[x]², which cancels at large means"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,7 @@ class _Root:
 def core_of(term: Term, terms: Terms) -> Core | NearMiss | None:
     """Return the norm that ``term`` is; None where it is nothing like one."""
     constant, addends = terms.addends(term)
-    moving = [
-        (factors, coefficient) for factors, coefficient in addends if terms.varies(factors) or _has_mean(factors, terms)
-    ]
+    moving = [item for item in addends if _is_moving(item[0], terms)]
     added = tuple(item for item in addends if item not in moving)
     if constant != 0.0 or not 1 <= len(moving) <= 2:
         return None
@@ -158,7 +156,9 @@ def _mean_of_squares(mean: Mean, number: int, epsilon: float, terms: Terms) -> _
     if isinstance(inner, Magnitude):
         return None
     if isinstance(inner, Variable):
-        return _Root(mean.axes, epsilon, False, number) if exponent == 2.0 else None
+        if exponent != 2.0:
+            return NearMiss(f"x is raised to {exponent:g}, not squared")
+        return _Root(mean.axes, epsilon, False, number)
     centre = _centre(base, terms)
     if centre is None:
         return None

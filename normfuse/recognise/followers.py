@@ -17,15 +17,15 @@ from normfuse.spec import AffineAxes, AffineLayout, NormSpec, Trailing
 
 
 def with_following_affine(site: NormSite, reading: Reading) -> NormSite:
-    """Return ``site`` with the γ and β that follow it; ``site`` itself where it has an affine or none follows.
+    """Return ``site`` with the γ and β that follow it; ``site`` itself where it has a β or none follows.
 
     Mul and Add move to axes as the norm can say them: along the normalised axes for Trailing statistics, else along
     the channels. A Mul after the Add is not taken: γ comes before β.
     """
-    if site.spec.affine.scale or site.spec.affine.bias:
+    if site.spec.affine.bias:
         return site
     node = sole_user(site.output)
-    if node is not None and is_op(node, "Mul"):
+    if node is not None and is_op(node, "Mul") and not site.spec.affine.scale:
         scale = _operand(node, site, reading)
         if scale is not None:
             site = _grown(site, node, replace(_layout(site.spec), scale=True), scale, None)

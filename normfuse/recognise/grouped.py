@@ -6,21 +6,21 @@ Channels first, (N, C, *spatial) is seen as (N, G, …) and averaged over all ax
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from normfuse.graph.reading import has_parameters, input_at, is_op
-from normfuse.graph.site import Reading
+from normfuse.graph.site import NormSite, Reading
 from normfuse.recognise.affine_operands import Row
 from normfuse.recognise.dims import is_dim, same_shape
 from normfuse.recognise.grouping import groups_of, not_restored
 from normfuse.recognise.layout import Axes, size_of
 from normfuse.recognise.parameters import detached
 from normfuse.recognise.reshaped import sole_user
-from normfuse.spec import AffineAxes
+from normfuse.spec import AffineAxes, ComputeType
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,37 @@ def _collapses(x: ir.Value, target: tuple[int, ...], channels: int | None) -> bo
     if positions != -1 or min(groups, size) < 1 or channels != groups * size or x.shape is None or x.shape.rank() < 3:
         return False
     return samples == 0 or x.shape[0] == samples
+
+
+def within_casts(site: NormSite) -> NormSite:
+    """Take in the Cast that widens x for the norm alone, and the Cast of the result back to the type of x."""
+    x = site.operands.x
+    up = x.producer()
+    source = None if up is None or not is_op(up, "Cast") else up.inputs[0]
+    if up is None or source is None or source.dtype not in _COMPUTED or x.dtype not in _COMPUTED[source.dtype]:
+        return site
+    if x.is_graph_output() or not {user for user, _ in x.uses()} <= set(site.interior):
+        return site
+    assert x.dtype is not None
+    down = sole_user(site.output)
+    back = down if is_op(down, "Cast") and down is not None and down.outputs[0].dtype == source.dtype else None
+    return replace(
+        site,
+        spec=replace(site.spec, compute_type=_COMPUTED[source.dtype][x.dtype]),
+        operands=replace(site.operands, x=source),
+        spelling=f"Cast·{site.spelling}{'·Cast' if back is not None else ''}",
+        root=site.root if back is None else back,
+        interior=(up, *site.interior, *(() if back is None else (back,))),
+    )
+
+
+_WIDE = {ir.DataType.FLOAT: ComputeType.FLOAT, ir.DataType.DOUBLE: ComputeType.DOUBLE}
+_COMPUTED = {
+    ir.DataType.FLOAT16: _WIDE,
+    ir.DataType.BFLOAT16: _WIDE,
+    ir.DataType.FLOAT: {ir.DataType.DOUBLE: ComputeType.DOUBLE},
+}
+"""The types that x is widened to, by its own type."""
 
 
 def _stated(value: ir.Value, axis: int) -> int | None:

@@ -31,13 +31,13 @@ class Parameters:
                 self._computed.update(node.outputs)
 
     def _is_constant(self, node: ir.Node) -> bool:
+        if node.op_type in ("Shape", "CastLike", "Size"):
+            return is_standard(node) and self._reading.constants.array(node.outputs[0]) is not None
+        if not all(value is None or self.holds(value) for value in node.inputs):
+            return False
         if not is_standard(node) or node.op_type in _RANDOM:
             return False
-        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
-            return False
-        if node.op_type in ("Shape", "CastLike", "Size"):
-            return self._reading.constants.array(node.outputs[0]) is not None
-        return all(value is None or self.holds(value) for value in node.inputs)
+        return all(attribute.type != ir.AttributeType.GRAPH for attribute in node.attributes.values())
 
     def holds(self, value: ir.Value) -> bool:
         """Whether ``value`` is a parameter."""

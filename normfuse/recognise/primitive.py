@@ -7,23 +7,23 @@ cannot go, is declined with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from normfuse.graph.channels import channels
 from normfuse.graph.editing import removal_refusal
-from normfuse.graph.reading import input_at, is_op
-from normfuse.graph.site import Declined, NormSite, Operands, Reading
+from normfuse.graph.reading import is_op
+from normfuse.graph.site import LIFTS, Declined, NormSite, Operands, Reading
 from normfuse.recognise.affine_operands import Row, affine_of, rows_of
 from normfuse.recognise.cone import read_cone
 from normfuse.recognise.core import Core, NearMiss, core_of
 from normfuse.recognise.followers import with_following_affine
-from normfuse.recognise.grouped import grouped_rows, view_of
+from normfuse.recognise.grouped import grouped_rows, view_of, within_casts
 from normfuse.recognise.interior import interior_of
 from normfuse.recognise.parameters import Parameters
-from normfuse.recognise.reshaped import sole_user
+from normfuse.recognise.proposals import proposals
 from normfuse.recognise.terms import Mean, Term, X
 from normfuse.recognise.vocabulary import REDUCTIONS, Reader
 from normfuse.spec import AffineAxes, AffineLayout, ComputeType, NormSpec, PerChannel, PerGroup, Trailing
@@ -46,12 +46,12 @@ class _Finding:
 
 
 def find_decomposed(
-    graph: Iterable[ir.Node], reading: Reading, claimed: Set[ir.Node], *, lift_flagged: bool = False
+    graph: Iterable[ir.Node], reading: Reading, claimed: Set[ir.Node]
 ) -> tuple[NormSite | Declined, ...]:
     """Return the norms of one graph that are written in primitive operators, in the order of their results.
 
-    claimed: nodes that belong to norms already found. lift_flagged: also lift spellings that are the norm in exact
-    arithmetic and lose digits in floating point (E[x²] − E[x]²). Linear in the size of the graph.
+    claimed: nodes that belong to norms already found. Spellings that lose digits (E[x²] − E[x]²) are lifted only where
+    ``reading`` says so. Linear in the size of the graph.
     """
     nodes = list(graph)
     if not any(node.op_type in REDUCTIONS for node in nodes):
@@ -64,11 +64,11 @@ def find_decomposed(
     for node in nodes:
         if node in taken or not is_op(node, *REDUCTIONS):
             continue
-        for x in _proposals(node):
+        for x in proposals(node):
             if x in tried or parameters.holds(x) or node in taken:
                 continue
             tried.add(x)
-            for finding in _norms_of(read_cone(x, reading, parameters, order, taken), order, lift_flagged):
+            for finding in _norms_of(read_cone(x, reading, parameters, order, taken), order):
                 found.append(finding)
                 taken.update(finding.nodes)
     found.sort(key=lambda finding: order[_place(finding.result)])
@@ -79,32 +79,11 @@ def _place(result: NormSite | Declined) -> ir.Node:
     return result.root if isinstance(result, NormSite) else result.at
 
 
-def _proposals(reduction: ir.Node) -> Iterator[ir.Value]:
-    """Yield what ``reduction`` may be a statistic of: its operand, or what is squared there; Casts seen through."""
-    value = input_at(reduction, 0)
-    if value is None:
-        return
-    value = _without_casts(value)
-    square = value.producer()
-    if square is not None and (is_op(square, "Pow") or is_op(square, "Mul")):
-        bases = [_without_casts(operand) for operand in square.inputs if operand is not None]
-        if square.op_type == "Pow" or (len(bases) == 2 and bases[0] is bases[1]):
-            yield bases[0]
-    yield value
-
-
-def _without_casts(value: ir.Value) -> ir.Value:
-    node = value.producer()
-    while node is not None and is_op(node, "Cast", "Identity") and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer()
-    return value
-
-
-def _norms_of(reader: Reader, order: Mapping[ir.Node, int], lift_flagged: bool) -> list[_Finding]:
+def _norms_of(reader: Reader, order: Mapping[ir.Node, int]) -> list[_Finding]:
     """Return the norms of one x."""
     cores: list[tuple[ir.Node, Core]] = []
     misses: list[tuple[ir.Node, str]] = []
+    objections: list[tuple[ir.Node, str]] = []
     for value, known in reader.known.items():
         node = value.producer()
         factors = known.term.factors
@@ -115,8 +94,8 @@ def _norms_of(reader: Reader, order: Mapping[ir.Node, int], lift_flagged: bool) 
             misses.append((node, result.reason))
         elif result is not None and known.clashes:
             misses.append((node, _CLASH))
-        elif result is not None and result.flag is not None and not lift_flagged:
-            misses.append((node, result.flag))
+        elif result is not None and result.flag is not None and not reader.reading.lift_flagged:
+            misses.append((node, f"{result.flag} {LIFTS}"))
         elif result is not None:
             cores.append((node, result))
     found: list[_Finding] = []
@@ -129,10 +108,9 @@ def _norms_of(reader: Reader, order: Mapping[ir.Node, int], lift_flagged: bool) 
             found.append(_Finding(site, site.interior))
             taken.update(site.interior)
         elif isinstance(site, str):
-            misses.append((node, site))
-    misses.sort(key=lambda miss: order[miss[0]])
-    for node, reason in misses:
-        # Of one norm the innermost objection counts; the others follow from it.
+            objections.append((node, site))
+    # An objection to a norm counts before what only looks like one: of objections the innermost, of looks the last.
+    for node, reason in (*reversed(objections), *reversed(misses)):
         nodes = interior_of(node, reader, order).nodes
         statistics = {each for each in nodes if each.op_type in REDUCTIONS}
         if not taken & statistics:
@@ -154,7 +132,7 @@ def _site(root: ir.Node, core: Core, reader: Reader, order: Mapping[ir.Node, int
         Trailing(core.axes), core.epsilon, centred=core.centred, compute_type=_compute_type(core, interior.x, reader)
     )
     spelling = "·".join(node.op_type for node in interior.nodes)
-    plain = NormSite(spec, Operands(interior.x), spelling, root, interior.nodes)
+    plain = NormSite(spec, Operands(interior.x), spelling, root, interior.nodes, flag=core.flag)
     grouped = _of_groups(plain, rows, core, reader) if core.centred else None
     if grouped is not None:
         return grouped
@@ -189,14 +167,12 @@ def _of_groups(site: NormSite, rows: tuple[Row | None, Row | None], core: Core, 
         affine=AffineLayout(scale is not None, bias is not None, axes),
         channel_axis=view.channel_axis,
     )
-    goes = sole_user(viewed) is not None or {user for user, _ in viewed.uses()} <= set(site.interior)
-    interior = (
-        (view.there, *site.interior, view.back)
-        if goes and not viewed.is_graph_output()
-        else (*site.interior, view.back)
-    )
-    found = NormSite(spec, Operands(view.x, scale, bias), f"Reshape·{site.spelling}·Reshape", view.back, interior)
-    return with_following_affine(found, reader.reading)
+    # A Reshape that something else reads too stays: the norm does not need it to go.
+    goes = not viewed.is_graph_output() and {user for user, _ in viewed.uses()} <= set(site.interior)
+    interior = (*((view.there,) if goes else ()), *site.interior, view.back)
+    spelling = f"Reshape·{site.spelling}·Reshape"
+    found = NormSite(spec, Operands(view.x, scale, bias), spelling, view.back, interior, flag=site.flag)
+    return within_casts(with_following_affine(found, reader.reading))
 
 
 def _compute_type(core: Core, x: ir.Value, reader: Reader) -> ComputeType:

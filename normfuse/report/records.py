@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from normfuse.report.verdict import ValidationReport
-from normfuse.spec import NormSpec
+from normfuse.spec import AnyNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class NormRecord:
     """One norm of the model. plan: "fold into X", "emit X", or "keep"."""
 
     norm: str
-    spec: NormSpec
+    spec: AnyNorm
     spelling: str
     nodes: tuple[str, ...]
     plan: str

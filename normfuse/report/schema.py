@@ -9,7 +9,7 @@ import numpy as np
 
 from normfuse.report.records import Change, FusionReport, NormRecord
 from normfuse.report.verdict import Check, ValidationReport
-from normfuse.spec import Batch, NormSpec, PerChannel, PerGroup, Statistics, Stored
+from normfuse.spec import AnyNorm, Batch, LocalResponseNorm, LpNorm, NormSpec, PerChannel, PerGroup, Statistics, Stored
 
 SCHEMA = 1
 """The version of the JSON. It grows when a field changes its meaning or goes; new fields do not change it."""
@@ -28,6 +28,17 @@ def statistics(value: Statistics) -> dict[str, Any]:
     return {"kind": "trailing", "axes": list(value.axes)}
 
 
+def extent(spec: AnyNorm) -> dict[str, Any]:
+    """Return over what the norm is taken: its statistics, or the norm that divides."""
+    if isinstance(spec, NormSpec):
+        return statistics(spec.statistics)
+    if isinstance(spec, LpNorm):
+        return {"kind": "lp", "p": spec.p, "axes": list(spec.axes)}
+    if isinstance(spec, LocalResponseNorm):
+        return {"kind": "neighbours", "size": spec.size}
+    return {"kind": "global", "axes": list(spec.axes)}
+
+
 def affine(spec: NormSpec) -> dict[str, Any]:
     """Return which of γ and β are present, and along what they vary."""
     layout = spec.affine
@@ -40,16 +51,17 @@ def shortest(value: float) -> float:
 
 
 def norm(record: NormRecord) -> dict[str, Any]:
-    """Return one norm."""
+    """Return one norm; what norms of other kinds do not have is null."""
+    spec = record.spec if isinstance(record.spec, NormSpec) else None
     return {
         "norm": record.norm,
-        "statistics": statistics(record.spec.statistics),
-        "epsilon": shortest(record.spec.epsilon),
-        "affine": affine(record.spec),
-        "centred": record.spec.centred,
-        "channel_axis": record.spec.channel_axis,
-        "compute_type": record.spec.compute_type.value,
-        "activation": record.spec.activation.value,
+        "statistics": extent(record.spec),
+        "epsilon": None if spec is None else shortest(spec.epsilon),
+        "affine": None if spec is None else affine(spec),
+        "centred": None if spec is None else spec.centred,
+        "channel_axis": None if spec is None else spec.channel_axis,
+        "compute_type": None if spec is None else spec.compute_type.value,
+        "activation": None if spec is None else spec.activation.value,
         "spelling": record.spelling,
         "nodes": list(record.nodes),
         "plan": record.plan,

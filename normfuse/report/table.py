@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from normfuse.report.records import FusionReport, NormRecord
-from normfuse.report.schema import affine, statistics
+from normfuse.report.schema import affine, extent
 from normfuse.report.verdict import Check, ValidationReport, Verdict
+from normfuse.spec import NormSpec
 
 _MOST_ROWS = 40
 """Tables longer than this are cut; the JSON has every row."""
@@ -29,7 +30,7 @@ def inspection(report: FusionReport) -> str:
                 record.nodes[-1] if record.nodes else "",
                 record.spelling,
                 _statistics(record),
-                f"{record.spec.epsilon:.3g}",
+                f"{record.spec.epsilon:.3g}" if isinstance(record.spec, NormSpec) else "",
                 _affine(record),
                 record.plan,
             )
@@ -112,12 +113,14 @@ def _plural(count: int, what: str) -> str:
 
 
 def _statistics(record: NormRecord) -> str:
-    fields = statistics(record.spec.statistics)
+    fields = extent(record.spec)
     rest = [f"{name} {value}" for name, value in fields.items() if name != "kind"]
     return " ".join([str(fields["kind"]), *rest])
 
 
 def _affine(record: NormRecord) -> str:
+    if not isinstance(record.spec, NormSpec):
+        return ""
     fields = affine(record.spec)
     present = [name for name in ("scale", "bias") if fields[name]]
     return f"{'+'.join(present)} per {fields['axes']}" if present else "none"
