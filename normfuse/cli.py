@@ -40,6 +40,7 @@ FormName = Annotated[
     str, typer.Option("--form", help="How norms are written: auto, standard, custom, ort or primitive.")
 ]
 ProviderName = Annotated[str, typer.Option("--provider", help="Where the model will run: cpu or cuda.")]
+Opset = Annotated[int | None, typer.Option("--opset", metavar="N", help="Raise or lower the model to this opset.")]
 Skip = Annotated[str | None, typer.Option("--skip", metavar="NODE_REGEX", help="Leave nodes with such names alone.")]
 AssumeInference = Annotated[
     bool, typer.Option("--assume-inference", help="Treat training-mode batch norms as inference: changes results.")
@@ -93,6 +94,7 @@ def inspect(
     model: Model,
     form: FormName = "auto",
     provider: ProviderName = "cpu",
+    opset: Opset = None,
     skip: Skip = None,
     assume_inference: AssumeInference = False,
     freeze_inputs: FreezeInputs = False,
@@ -108,7 +110,7 @@ def inspect(
 
     report = run(
         model,
-        _target(form, provider),
+        _target(form, provider, opset),
         skip=skip,
         assume_inference=assume_inference,
         freeze_inputs=freeze_inputs,
@@ -126,6 +128,7 @@ def fuse(
     output: Out,
     form: FormName = "auto",
     provider: ProviderName = "cpu",
+    opset: Opset = None,
     skip: Skip = None,
     report: ReportFile = None,
     no_validate: NoValidate = False,
@@ -139,16 +142,16 @@ def fuse(
     _set_up(verbose, quiet)
     from normfuse.pipeline import Options
 
-    target = _target(form, provider)
+    target = _target(form, provider, opset)
     _refuse_to_overwrite(model, output, report)
     options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged)
     _fuse_and_save(model, output, target, options, report, validate=not no_validate)
 
 
-def _target(form: str, provider: str) -> Target:
+def _target(form: str, provider: str, opset: int | None) -> Target:
     from normfuse.emit.target import Target, parse_form, parse_provider
 
-    return Target(parse_form(form), parse_provider(provider))
+    return Target(parse_form(form), parse_provider(provider), opset)
 
 
 def _refuse_to_overwrite(model: Path, *outputs: Path | None) -> None:
@@ -213,7 +216,7 @@ def export(
     dynamic: Annotated[
         list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch", help="A dynamic axis; may be repeated.")
     ] = None,
-    opset: Annotated[int | None, typer.Option("--opset", help="The opset to write.")] = None,
+    opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="The opset to write; 23.")] = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Save the model as exported.")] = False,
     form: FormName = "auto",
     provider: ProviderName = "cpu",
@@ -231,11 +234,13 @@ def export(
     import warnings
 
     from normfuse import io
+    from normfuse.export import closest_opset
     from normfuse.export import export as write
     from normfuse.export.factory import parse_dynamic, parse_input, prepare
+    from normfuse.passes.convert_opset import convert_opset
     from normfuse.pipeline import Options
 
-    target = _target(form, provider)
+    target = _target(form, provider, opset)
     specs = [parse_input(text) for text in inputs or ()]
     axes = parse_dynamic(dynamic or ())
     prepared = prepare(factory, inputs=specs, weights=weights, folder=Path.cwd())
@@ -246,10 +251,12 @@ def export(
             prepared.inputs,
             input_names=prepared.input_names,
             dynamic=axes,
-            opset=opset,
+            opset=closest_opset(opset),
             progress=_progress,
         )
     if no_fuse:
+        if opset is not None:
+            convert_opset(model, opset)
         io.save(model, output)
         _say(f"wrote {output}")
         return

@@ -24,6 +24,7 @@ from normfuse.graph.shapes import inferred_shapes
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.graph.tensors import byte_size
 from normfuse.memory import uncollected
+from normfuse.passes.convert_opset import convert_opset
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
 from normfuse.passes.lower_norms import lower_norms
 from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs, inline_functions
@@ -78,7 +79,8 @@ def fuse(
     floating point, such as a variance as E[x²] − E[x]². validate: verify the result against ``model``; the report holds
     the verdict, nothing is raised on a divergence.
 
-    Raises ModelIOError for an unreadable model, UnsupportedForm for an unknown target or rewrite id.
+    Raises ModelIOError for an unreadable model, UnsupportedForm for an unknown target or rewrite id, or where the opset
+    of the target cannot say what the model does; the message names the node and its operator.
     """
     options = Options(skip, None if only is None else frozenset(only), assume_inference, freeze_inputs, lift_flagged)
     target = target or Target()
@@ -162,12 +164,13 @@ def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionRe
         _check_ids(model, target, options)
     sizes: dict[ir.Value, int] = {}
     nodes_before, size_before = measure(model, sizes)
-    notes = list(inline_functions(model))
+    ledger = _Ledger(options, _compile(options.skip))
+    notes = _convert(model, target.opset, ledger)
+    notes.extend(inline_functions(model))
     if options.assume_inference:
         notes.extend(assume_inference(model))
     if options.freeze_inputs:
         notes.extend(freeze_inputs(model))
-    ledger = _Ledger(options, _compile(options.skip))
     editor = Editor(model)
     constants = Constants(model)
     records: list[NormRecord] = []
@@ -195,6 +198,19 @@ def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionRe
         size=Change(size_before, size_after),
         notes=tuple(notes),
     )
+
+
+def _convert(model: ir.Model, opset: int | None, ledger: _Ledger) -> list[str]:
+    """Bring ``model`` to ``opset``, a rewrite like others; return notes."""
+    if opset is None or {own for _, own in bodies(model)} <= {opset}:
+        return []
+    identifier = f"convert-opset:{default_opset(model)}-{opset}"
+    ledger.ids.add(identifier)
+    if not ledger.wants(identifier, ()):
+        return []
+    converted = convert_opset(model, opset)
+    ledger.rewrites.append(Rewrite(identifier, "convert-opset", converted.nodes, (), converted.summary))
+    return [converted.summary, *converted.notes]
 
 
 def _check_ids(model: ir.Model, target: Target, options: Options) -> None:

@@ -57,6 +57,34 @@ def test_fuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert content["validation"]["verdict"] == "EQUIVALENT"
 
 
+@pytest.mark.parametrize("form", ["auto", "standard", "custom", "primitive"])
+def test_fuse_at_another_opset(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "g (float[N,4,6,6] x) => (float[N,4,1,6] y) { n = GroupNormalization <num_groups=2> (x, s, b) y = ReduceMax (n, a) }"
+    source, out, report = tmp_path / "in.onnx", tmp_path / "out.onnx", tmp_path / "report.json"
+    arrays = {"s": normal(4), "b": normal(4), "a": np.asarray([2])}
+    onnx.save(build(text, arrays, opset=21), source)
+    assert call("fuse", source, "-o", out, "--opset", 13, "--form", form, "--report", report) == 0
+    assert "opset 21 → 13: rewrote 1 GroupNormalization, 1 ReduceMax" in capsys.readouterr().out
+    written = onnx.load(out)
+    assert [entry.version for entry in written.opset_import if entry.domain == ""] == [13]
+    onnx.checker.check_model(written, full_check=True)
+    content = json.loads(report.read_text())
+    assert content["opset"] == 13
+    assert content["rewrites"][0]["id"] == "convert-opset:21-13"
+    assert content["validation"]["verdict"] == "EQUIVALENT"
+
+
+def test_an_opset_without_equivalent_names_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    text = 'g (float[2,3] x) => (float[3,2] y) { [turn] y = Einsum <equation="ij->ji"> (x) }'
+    onnx.save(build(text, {}, opset=17), source)
+    assert call("fuse", source, "-o", out, "--opset", 11) == 2
+    assert capsys.readouterr().err == "error: Einsum at node 'turn' has no equivalent at opset 11\n"
+    assert call("fuse", source, "-o", out, "--opset", 99) == 2
+    assert "opset 99 cannot be written; known: 7 to" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_inspect_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", example(tmp_path / "in.onnx"), "--json") == 0
     content = json.loads(capsys.readouterr().out)

@@ -33,6 +33,7 @@ class Target:
 
     form: Form = Form.AUTO
     provider: Provider = Provider.CPU
+    opset: int | None = None
 
 
 def _choose(text: str, names: Iterable[str], what: str) -> str:

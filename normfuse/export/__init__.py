@@ -12,15 +12,16 @@ from normfuse.packages import make_callable
 
 if TYPE_CHECKING:
     from normfuse.export.factory import InputSpec, Prepared, prepare
-    from normfuse.export.torch_onnx import TrainModeWarning, export
+    from normfuse.export.torch_onnx import TrainModeWarning, closest_opset, export
 
-__all__ = ["InputSpec", "Prepared", "TrainModeWarning", "export", "prepare"]
+__all__ = ["InputSpec", "Prepared", "TrainModeWarning", "closest_opset", "export", "prepare"]
 
 _HOMES = {
     "InputSpec": "factory",
     "Prepared": "factory",
     "prepare": "factory",
     "TrainModeWarning": "torch_onnx",
+    "closest_opset": "torch_onnx",
     "export": "torch_onnx",
 }
 

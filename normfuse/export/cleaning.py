@@ -17,9 +17,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxscript.optimizer
 
-from normfuse.errors import ExportError
+from normfuse.errors import ExportError, UnsupportedForm
 from normfuse.export import naming
-from normfuse.export.downgrade import to_opset_17
+from normfuse.passes.convert_opset import convert_opset
 
 # Larger constants are folded only by the operators of FOLDED_WHEN_LARGE, which reparametrise a weight (weight norm,
 # weight standardisation): without that, no norm behind it could be folded into the weight.
@@ -66,8 +66,10 @@ def conclude(model: ir.Model, opset: int) -> ir.Model:
     """
     written = model.opset_imports.setdefault("", opset)
     if written == 18 and opset == 17:
-        to_opset_17(model)
-        common.RemoveUnusedNodesPass()(model)
+        try:
+            convert_opset(model, opset)
+        except UnsupportedForm as error:
+            raise ExportError(str(error)) from None
     elif written != opset:
         # torch's converter reports a failure only to its log, and leaves the model as it was.
         raise ExportError(

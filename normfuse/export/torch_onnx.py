@@ -34,6 +34,11 @@ _OLDEST_OF_TORCH = 18
 _NAMED_AT_MOST = 4
 
 
+def closest_opset(opset: int | None) -> int | None:
+    """Return the opset nearest to ``opset`` that :func:`export` writes; None for its default."""
+    return None if opset is None else min(max(opset, OLDEST_OPSET), NEWEST_OPSET)
+
+
 class TrainModeWarning(UserWarning):
     """A module was in train mode; it was exported as it behaves in eval mode."""
 
