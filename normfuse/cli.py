@@ -68,7 +68,19 @@ def _set_up(verbose: bool, quiet: bool) -> None:
 
 def _say(text: str) -> None:
     if not _state["quiet"]:
+        _print(text)
+
+
+def _print(text: str) -> None:
+    """Print, for a reader who may have gone (``| head``): then the work goes on, and the exit code stands."""
+    try:
         typer.echo(text, nl=not text.endswith("\n"))
+    except BrokenPipeError:
+        _silence()
+
+
+def _silence() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(wanted: bool) -> None:
@@ -117,7 +129,7 @@ def inspect(
         lift_flagged=lift_flagged,
     )
     if as_json:
-        typer.echo(json.dumps(schema.inspection(report), indent=2, ensure_ascii=False))
+        _print(json.dumps(schema.inspection(report), indent=2, ensure_ascii=False))
     else:
         _say(table.inspection(report))
 
@@ -329,6 +341,9 @@ def main() -> None:
     """Run the command line and exit with a code of the contract."""
     try:
         code = app(standalone_mode=False)
+    except SystemExit:  # the parser's own way out where nobody reads its help
+        _silence()
+        sys.exit(0)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)

@@ -51,11 +51,19 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     An unsorted graph is sorted. Raises ModelIOError, one line, for: no such file, not an ONNX model, a truncated one,
     external data that is missing, too short or outside the model's folder, a graph with a cycle.
     """
-    path = Path(path)
+    path = _as_path(path)
     model = _deserialize(_read_proto(path), path)
     _resolve_external_data(model, path)
     _sort(model, path)
     return model
+
+
+def _as_path(path: object) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise ModelIOError(f"a file is named by a text or a path; got {type(path).__name__}")
+    if "\0" in os.fspath(path):
+        raise ModelIOError(f"no file has a name with a null character: {os.fspath(path)!r}")
+    return Path(path)
 
 
 def _read_proto(path: Path) -> onnx.ModelProto:
@@ -78,6 +86,13 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def _deepest_line(error: BaseException) -> str:
+    """Return what went wrong at the bottom: onnx_ir wraps an error once for every level of the message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
+
+
 @uncollected
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """Return ``proto`` as an onnx_ir model; its graph is sorted where it was not. Raises ModelIOError as load does."""
@@ -98,6 +113,25 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def objection(model: ir.Model) -> str | None:
+    """Return what onnx.checker has against ``model``, in one line, or None."""
+    try:
+        proto = to_proto(model)
+    except ir.serde.SerdeError as error:
+        return _deepest_line(error)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # looked at when it was loaded
+            tensor.ClearField("external_data")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("dims")
+            tensor.dims.append(0)
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        return _first_line(error)
+    return None
+
+
 def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
     """Deserialize, with what onnx_ir drops.
 
@@ -107,7 +141,7 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # a malformed message can fail anywhere inside the deserializer
-        raise ModelIOError(f"{path}: not a valid ONNX model ({_first_line(error.__cause__ or error)})") from None
+        raise ModelIOError(f"{path}: not a valid ONNX model ({_deepest_line(error)})") from None
     for function in proto.functions:
         _restore_input_types(function, model.functions[function.domain, function.name, function.overload])
     if proto.training_info:
@@ -222,7 +256,9 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     one file; the data file of an older version of ``path`` is removed last. The same model gives the same bytes.
     Raises ModelIOError when ``path`` is a folder or a device, its folder is missing, or the disk is full.
     """
-    path = Path(path)
+    if not isinstance(model, ir.Model):
+        raise ModelIOError(f"save takes an onnx_ir.Model; got {type(model).__name__}")
+    path = _as_path(path)
     if path.is_dir():
         raise ModelIOError(f"{path}: is a folder; name a file to write")
     target = path.resolve()  # of a link: the file behind it, beside which its data belongs
@@ -244,7 +280,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise ModelIOError(f"{path}: cannot be written: {error.strerror or error}") from None
     except (ir.serde.SerdeError, EncodeError, ValueError) as error:
-        raise ModelIOError(f"{path}: cannot be written: {_first_line(error)}") from None
+        raise ModelIOError(f"{path}: cannot be written: {_deepest_line(error)}") from None
 
 
 @contextlib.contextmanager

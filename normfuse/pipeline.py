@@ -15,7 +15,7 @@ import onnx_ir as ir
 from normfuse import io
 from normfuse.emit import advice
 from normfuse.emit.target import Target
-from normfuse.errors import UnsupportedForm
+from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor, describe
@@ -56,7 +56,9 @@ def read(source: Source) -> ir.Model:
         return source.clone()
     if isinstance(source, onnx.ModelProto):
         return io.from_proto(source)
-    return io.load(source)
+    if isinstance(source, str | os.PathLike):
+        return io.load(source)
+    raise ModelIOError(f"a model is a path, an onnx.ModelProto or an onnx_ir.Model; got {type(source).__name__}")
 
 
 def fuse(
@@ -82,8 +84,8 @@ def fuse(
     Raises ModelIOError for an unreadable model, UnsupportedForm for an unknown target or rewrite id, or where the opset
     of the target cannot say what the model does; the message names the node and its operator.
     """
-    options = Options(skip, None if only is None else frozenset(only), assume_inference, freeze_inputs, lift_flagged)
-    target = target or Target()
+    options = Options(skip, _ids(only), assume_inference, freeze_inputs, lift_flagged)
+    target = _target(target)
     candidate = read(model)
     report = fuse_in_place(candidate, target, options)
     if not validate:
@@ -92,6 +94,22 @@ def fuse(
 
     verdict = compare(baseline(model, options), candidate, providers=(target.provider,))
     return candidate, replace(report, validation=verdict)
+
+
+def _ids(only: object) -> frozenset[str] | None:
+    if only is None:
+        return None
+    if isinstance(only, str) or not isinstance(only, Iterable) or not all(isinstance(each, str) for each in only):
+        raise UnsupportedForm(f"only takes the ids of rewrites, a collection of texts; got {only!r}")
+    return frozenset(only)
+
+
+def _target(target: object) -> Target:
+    if target is None:
+        return Target()
+    if not isinstance(target, Target):
+        raise UnsupportedForm(f"target takes a normfuse.Target, such as Target(Form.STANDARD); got {target!r}")
+    return target
 
 
 def baseline(model: Source, options: Options) -> Path | onnx.ModelProto | ir.Model:
@@ -158,7 +176,23 @@ def _operator(node: ir.Node) -> str:
 
 @uncollected
 def fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionReport:
-    """Do the work of :func:`fuse` on ``model`` itself."""
+    """Do the work of :func:`fuse` on ``model`` itself.
+
+    Models are not checked beforehand, which would take longer than all the rest: where something fails on one that is
+    no valid ONNX, the checker says why. Any other failure is a defect of ours, and stays what it is.
+    """
+    try:
+        return _fuse_in_place(model, target, options)
+    except NormfuseError:
+        raise
+    except Exception as error:
+        objection = io.objection(model)
+        if objection is None:
+            raise
+        raise ModelIOError(f"not a valid ONNX model: {objection}") from error
+
+
+def _fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionReport:
     check_opset(model)
     if options.only is not None:
         _check_ids(model, target, options)
@@ -224,7 +258,7 @@ def _check_ids(model: ir.Model, target: Target, options: Options) -> None:
 def _compile(pattern: str | None) -> re.Pattern[str] | None:
     try:
         return None if pattern is None else re.compile(pattern)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise UnsupportedForm(f"--skip '{pattern}' is no regular expression: {error}") from None
 
 
@@ -353,4 +387,4 @@ def inspect(
     Parameters and errors are those of :func:`fuse`. The report's rewrites are those that fuse would make.
     """
     options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged)
-    return fuse_in_place(read(model), target or Target(), options)
+    return fuse_in_place(read(model), _target(target), options)

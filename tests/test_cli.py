@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -257,3 +258,29 @@ def test_interruption_is_130(
     assert call("fuse", example(tmp_path / "in.onnx"), "-o", tmp_path / "out.onnx") == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "in.onnx"], ["inspect", "in.onnx", "--json"], ["--help"]])
+def test_a_reader_that_goes_away_changes_no_exit_code(tmp_path: Path, arguments: list[str]) -> None:
+    example(tmp_path / "in.onnx")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "normfuse", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_divergence_is_told_by_its_code_where_nobody_reads(tmp_path: Path) -> None:
+    source, other = example(tmp_path / "in.onnx"), tmp_path / "other.onnx"
+    model = onnx.load(source)
+    model.graph.node[1].attribute.add(name="epsilon", type=onnx.AttributeProto.FLOAT, f=0.5)
+    onnx.save(model, other)
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "normfuse", "validate", str(source), str(other)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (1, b"")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import normfuse
-from normfuse import Form, ModelIOError, Target, UnsupportedForm, Verdict
+from normfuse import Form, ModelIOError, NormfuseError, Provider, Target, UnsupportedForm, Verdict, pipeline
 from tests.folding import BN, Array, assert_same, build, count, fuse, normal, parameters, reasons
 
 
@@ -125,6 +127,68 @@ def test_validation_when_asked() -> None:
     assert report.validation is not None
     assert report.validation.verdict is Verdict.EQUIVALENT
     assert report.json()["validation"] is not None
+
+
+ODD = [
+    ((3,), {}, "a model is a path, an onnx.ModelProto or an onnx_ir.Model; got int"),
+    ((None, "standard"), {}, "target takes a normfuse.Target, such as Target(Form.STANDARD); got 'standard'"),
+    ((None,), {"skip": 3}, "--skip '3' is no regular expression"),
+    ((None,), {"only": "fold-batchnorm:k"}, "only takes the ids of rewrites, a collection of texts; got 'fold"),
+    ((None,), {"only": [3]}, "only takes the ids of rewrites, a collection of texts; got [3]"),
+    (("a\0b",), {}, "no file has a name with a null character"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "message"), ODD, ids=[case[2][:30] for case in ODD])
+def test_odd_arguments_are_explained(arguments: tuple[Any, ...], options: dict[str, Any], message: str) -> None:
+    first = two_norms() if arguments[0] is None else arguments[0]
+    with pytest.raises(NormfuseError, match=re.escape(message)):
+        normfuse.fuse(first, *arguments[1:], **options)
+
+
+def test_targets_by_name() -> None:
+    assert Target("standard", "cuda") == Target(Form.STANDARD, Provider.CUDA)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedForm, match="unknown form 'standrd'; did you mean 'standard'"):
+        Target("standrd")  # type: ignore[arg-type]
+
+
+def broken(kind: str) -> onnx.ModelProto:
+    """Return a model that onnx.checker refuses, in a place that fuse has to read."""
+    model = two_norms()
+    if kind == "short data":
+        model.graph.initializer[0].raw_data = b"abc"
+    elif kind == "attribute type":
+        model.graph.node[1].attribute.add(name="epsilon", type=onnx.AttributeProto.INT, i=3)
+    elif kind == "no output":
+        del model.graph.node[1].output[:]
+        model.graph.node[2].input[0] = "c"
+    elif kind == "no version":
+        model.opset_import[0].version = 0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("short data", "not a valid ONNX model: TensorProto (tensor name: W) raw_data size (3 bytes) is too small"),
+        ("attribute type", "not a valid ONNX model: Mismatched attribute type in ' : epsilon'"),
+        ("no output", "not a valid ONNX model: Node with schema(::BatchNormalization:15) has output size 0"),
+        ("no version", "the model is of opset 0: versions begin with 1"),
+    ],
+)
+def test_a_broken_model_is_one_clear_line(kind: str, message: str) -> None:
+    with pytest.raises(ModelIOError, match=re.escape(message)) as raised:
+        fuse(broken(kind))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_defect_of_ours_is_not_blamed_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object) -> None:
+        raise TypeError("ours")
+
+    monkeypatch.setattr(pipeline, "find_norms", defect)
+    with pytest.raises(TypeError, match="ours"):
+        fuse(two_norms())
 
 
 def test_an_opset_newer_than_known() -> None:

@@ -35,9 +35,20 @@ class Target:
     provider: Provider = Provider.CPU
     opset: int | None = None
 
+    def __post_init__(self) -> None:
+        """Take names for what they name. Raises UnsupportedForm for unknown ones."""
+        form: object = self.form
+        provider: object = self.provider
+        if not isinstance(form, Form):
+            object.__setattr__(self, "form", parse_form(form))
+        if not isinstance(provider, Provider):
+            object.__setattr__(self, "provider", parse_provider(provider))
 
-def _choose(text: str, names: Iterable[str], what: str) -> str:
+
+def _choose(text: object, names: Iterable[str], what: str) -> str:
     names = list(names)
+    if not isinstance(text, str):
+        raise UnsupportedForm(f"a {what} is one of {', '.join(names)}; got {type(text).__name__}")
     if text in names:
         return text
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
@@ -45,11 +56,11 @@ def _choose(text: str, names: Iterable[str], what: str) -> str:
     raise UnsupportedForm(f"unknown {what} '{text}'; {hint}")
 
 
-def parse_form(text: str) -> Form:
+def parse_form(text: object) -> Form:
     """Return the form named ``text``. Raises UnsupportedForm with the nearest name."""
     return Form(_choose(text, [form.value for form in Form], "form"))
 
 
-def parse_provider(text: str) -> Provider:
+def parse_provider(text: object) -> Provider:
     """Return the provider named ``text``. Raises UnsupportedForm with the nearest name."""
     return Provider(_choose(text, [provider.value for provider in Provider], "provider"))

@@ -43,6 +43,9 @@ def dynamic_axes(
     dynamic: Mapping[str, Mapping[int, str]], names: tuple[str, ...], values: list[Any]
 ) -> tuple[dict[int, str], ...]:
     """Return for each input its dynamic axes, all counted from the front."""
+    given: object = dynamic
+    if not isinstance(given, Mapping) or not all(isinstance(axes, Mapping) for axes in given.values()):
+        raise ExportError(f"dynamic takes axes by input name, such as {{'x': {{0: 'batch'}}}}; got {given!r}")
     unknown = sorted(set(dynamic) - set(names))
     if unknown:
         raise ExportError(f"no input '{unknown[0]}' to make dynamic; the inputs are: {', '.join(names) or 'none'}")

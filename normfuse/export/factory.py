@@ -9,18 +9,22 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import logging
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from normfuse.errors import ExportError, MissingDependency
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 FLOATING = ("float32", "float16", "bfloat16", "float64")
 INTEGER = ("int64", "int32", "int16", "int8", "uint8")
@@ -137,7 +141,8 @@ def _described(module: torch.nn.Module, specs: Sequence[InputSpec]) -> Prepared:
 def load_weights(module: torch.nn.Module, path: Path) -> None:
     """Load the ``.safetensors`` or state-dict file ``path`` into ``module``, every key of it.
 
-    A state dict is read with ``weights_only=True``: a file that wants to run code is refused.
+    A state dict is read with ``weights_only=True``: a file that wants to run code is refused. Of a checkpoint that holds
+    one state dict among other things, that one is taken.
     Raises ExportError when the file cannot be read, or its keys or shapes are not the module's; MissingDependency
     without safetensors.
     """
@@ -178,10 +183,37 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ExportError(f"'{path}' is not a state dict that loads with weights_only=True: {_line(error)}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ExportError(f"'{path}' holds no state dict: expected tensors by name")
-    return state
+        # torch's own text advises to load it without that protection.
+        why = "damaged, or more than tensors" if isinstance(error, pickle.UnpicklingError) else _line(error)
+        raise ExportError(
+            f"'{path}' is not a state dict that loads with weights_only=True: {why}; save module.state_dict()"
+        ) from error
+    if _is_state(state):
+        return cast("Mapping[str, torch.Tensor]", state)
+    return _from_checkpoint(state, path)
+
+
+def _is_state(content: object) -> bool:
+    import torch
+
+    return isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
+
+
+def _from_checkpoint(content: object, path: Path) -> Mapping[str, torch.Tensor]:
+    """Return the only state dict of a checkpoint such as ``{"state_dict": …, "epoch": 3}``."""
+    if not isinstance(content, Mapping):
+        raise ExportError(f"'{path}' holds a {type(content).__name__}, no state dict: expected tensors by name")
+    inside = [key for key, value in content.items() if value and _is_state(value)]
+    if len(inside) != 1:
+        keys = _some([f"'{key}'" for key in inside or content])
+        why = (
+            f"several state dicts, under {keys}: save the one"
+            if inside
+            else f"no state dict but {keys}: save the weights"
+        )
+        raise ExportError(f"'{path}' holds {why} that you mean in a file of its own")
+    log.info("the weights are those under '%s' of '%s'", inside[0], path)
+    return cast("Mapping[str, torch.Tensor]", content[inside[0]])
 
 
 def _resolve(text: str) -> tuple[ModuleType, Callable[[], Any]]:

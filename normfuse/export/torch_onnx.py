@@ -72,7 +72,7 @@ def export(
     if not isinstance(module, torch.nn.Module):
         raise ExportError(f"export needs a torch.nn.Module; got {examples.article(type(module).__name__)}")
     opset = DEFAULT_OPSET if opset is None else opset
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset {opset} cannot be written; choose {OLDEST_OPSET} to {NEWEST_OPSET}")
     say = progress or log.debug
     arguments, keywords = examples.arguments(inputs)
@@ -106,7 +106,8 @@ def export(
     with _quiet():
         model: ir.Model = cleaning.clean(program.model)
         naming.name_outputs(model.graph, _output_names(program.exported_program))
-        say("checking")
+    say("checking")
+    with _quiet():
         return cleaning.conclude(model, opset)
 
 
@@ -155,7 +156,7 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -25,6 +25,8 @@ def check_opset(model: ir.Model) -> None:
     """Raise ModelIOError where the model is newer than the operators that this installation knows."""
     newest = onnx.defs.onnx_opset_version()
     opset = default_opset(model)
+    if opset < 1:
+        raise ModelIOError(f"the model is of opset {opset}: versions begin with 1")
     if opset > newest:
         raise ModelIOError(f"the model is of opset {opset}; the installed onnx knows opsets up to {newest}")
 

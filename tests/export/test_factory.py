@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -259,10 +260,34 @@ def test_a_weights_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
         load_weights(torch.nn.Linear(4, 2), path)
 
 
-def test_a_file_without_tensors_by_name_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_with_one_state_dict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, module = tmp_path / "checkpoint.pt", torch.nn.Linear(4, 2)
+    state = {"weight": torch.full((2, 4), 0.5), "bias": torch.tensor([1.0, 2.0])}
+    torch.save({"epoch": 3, "state_dict": state, "optimizer": {"state": {}, "param_groups": [1]}}, path)
+    with caplog.at_level("INFO", "normfuse"):
+        load_weights(module, path)
+    assert torch.equal(module.weight, state["weight"])
+    assert f"the weights are those under 'state_dict' of '{path}'" in caplog.text
+
+
+NO_STATE = [
+    ([torch.zeros(2)], "holds a list, no state dict: expected tensors by name"),
+    (
+        {"epoch": 3, "lr": 0.1},
+        "holds no state dict but 'epoch', 'lr': save the weights that you mean in a file of its own",
+    ),
+    (
+        {"net": {"weight": torch.zeros(2)}, "ema": {"weight": torch.zeros(2)}},
+        "holds several state dicts, under 'net', 'ema': save the one that you mean in a file of its own",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), NO_STATE, ids=["list", "none inside", "two inside"])
+def test_a_file_without_tensors_by_name_is_refused(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "weights.pt"
-    torch.save([torch.zeros(2)], path)
-    with pytest.raises(ExportError, match="holds no state dict: expected tensors by name"):
+    torch.save(content, path)
+    with pytest.raises(ExportError, match=re.escape(message)):
         load_weights(torch.nn.Linear(4, 2), path)
 
 

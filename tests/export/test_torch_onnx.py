@@ -296,7 +296,9 @@ def test_inputs_can_be_renamed_and_are_then_dynamic_by_the_new_name() -> None:
     [
         ({"dynamic": {"y": {0: "batch"}}}, "no input 'y' to make dynamic; the inputs are: input"),
         ({"dynamic": {"input": {4: "batch"}}}, "input 'input' has rank 2; it has no axis 4 to make dynamic"),
+        ({"dynamic": ["input"]}, "dynamic takes axes by input name, such as {'x': {0: 'batch'}}; got ['input']"),
         ({"input_names": ["a", "b"]}, "input_names has 2 names; the module gets 1 inputs"),
+        ({"opset": "17"}, "opset 17 cannot be written; choose 17 to 25"),
     ],
 )
 def test_arguments_that_do_not_fit_are_explained(arguments: dict[str, Any], message: str) -> None:
@@ -360,6 +362,20 @@ def test_a_failed_export_is_one_line_and_puts_the_flags_back() -> None:
     ):
         export(module, normal(2, 4))
     assert all(part.training for part in module.modules())
+
+
+class BranchesOnData(nn.Module):
+    """Torch prints pages about a module whose path depends on its input."""
+
+    def forward(self, x: Any) -> Any:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_failed_export_says_nothing_beside_its_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError, match="torch cannot export BranchesOnData: ") as raised:
+        export(BranchesOnData().eval(), normal(2, 4))
+    assert "\n" not in str(raised.value)
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_batch_statistics_beside_running_ones_are_refused() -> None:
