@@ -192,14 +192,17 @@ def largest_per_channel(weight: Array, layout: WeightLayout) -> Float64:
     return largest
 
 
-def check_range(weight: Array, affine: ChannelAffine, layout: WeightLayout) -> None:
-    """Raise FoldError where the folded weight leaves its type's range.
+def check_range(
+    weight: Array, affine: ChannelAffine, layout: WeightLayout, dtype: np.dtype[np.generic] | None = None
+) -> None:
+    """Raise FoldError where the folded weight leaves the range of ``dtype``, by default its own type.
 
     Overflow: max|w|·|scale| of a channel rounds to infinity. Flush: all of a channel falls below the smallest normal
     number, so that its relative precision is lost, and what is lost could be seen beside the shift: with K weights a
     channel and activations up to 65504, more than half a unit in the last place of the shift.
     """
-    info = ml_dtypes.finfo(weight.dtype)  # type: ignore[no-untyped-call]
+    dtype = weight.dtype if dtype is None else dtype
+    info = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     largest = largest_per_channel(weight, layout)
     if not np.isfinite(largest).all():
         channel = int(np.flatnonzero(~np.isfinite(largest))[0])
@@ -208,11 +211,11 @@ def check_range(weight: Array, affine: ChannelAffine, layout: WeightLayout) -> N
     if not folded.size or (folded.min() >= float(info.smallest_normal) and folded.max() <= 0.5 * float(info.max)):
         return
     with np.errstate(over="ignore"):
-        overflows = ~np.isfinite(folded.astype(weight.dtype).astype(np.float64))
+        overflows = ~np.isfinite(folded.astype(dtype).astype(np.float64))
     if overflows.any():
         channel = int(np.flatnonzero(overflows)[0])
         raise FoldError(
-            f"the folded weight overflows {weight.dtype.name} in channel {channel}: "
+            f"the folded weight overflows {dtype.name} in channel {channel}: "
             f"largest weight {largest[channel]:.3g} times scale {affine.scale[channel]:.3g}"
         )
     tiny = folded < float(info.smallest_normal)
@@ -223,7 +226,7 @@ def check_range(weight: Array, affine: ChannelAffine, layout: WeightLayout) -> N
     if visible.any():
         channel = int(np.flatnonzero(visible)[0])
         raise FoldError(
-            f"the folded weight is flushed in {weight.dtype.name}, channel {channel}: "
+            f"the folded weight is flushed in {dtype.name}, channel {channel}: "
             f"largest weight {largest[channel]:.3g} times scale {affine.scale[channel]:.3g}"
         )
 

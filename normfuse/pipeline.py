@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -27,12 +28,15 @@ from normfuse.memory import uncollected
 from normfuse.passes.convert_opset import convert_opset
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
 from normfuse.passes.lower_norms import lower_norms
+from normfuse.passes.merge_branches import Merge, merge_branches
 from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs, inline_functions
 from normfuse.recognise import find_norms, nodes_of
+from normfuse.recognise.affine_chain import Norms
 from normfuse.recognise.other import OtherSite, find_other
 from normfuse.report.records import Change, DeclinedRecord, FusionReport, NormRecord, Rewrite
 from normfuse.spec import kind
 
+Decided = TypeVar("Decided", Fold, Merge)
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
 
@@ -136,7 +140,7 @@ class _Ledger:
     notes: dict[str, None] = field(default_factory=dict)
 
     def name(self, norms: Iterable[ir.Node]) -> None:
-        """Name each norm after the value that it produces, before anything is changed.
+        """Name each norm, or sum of branches, after the value that it produces, before anything is changed.
 
         Branches may reuse a name: the second norm of a name is ``name#2``, in the order of the model.
         """
@@ -146,7 +150,7 @@ class _Ledger:
             self.names[norm] = base if self.seen[base] == 1 else f"{base}#{self.seen[base]}"
 
     def identify(self, kind_: str, norm: ir.Node) -> str:
-        """Return the id of a rewrite, made of its kind and its (first) norm: what else was rewritten does not matter."""
+        """Return the id of a rewrite, made of its kind and its (first) norm or its sum: what else was rewritten does not matter."""
         identifier = f"{kind_}:{self.names[norm]}"
         self.ids.add(identifier)
         return identifier
@@ -289,8 +293,6 @@ def _fuse_graph(
     outcomes = find_norms(graph, reading())
     others = [(_record_other(site), site.root) for site in find_other(graph, reading(), nodes_of(outcomes))]
     norms = {outcome.root if isinstance(outcome, NormSite) else outcome.at: outcome for outcome in outcomes}
-    if not norms:
-        return others
     ledger.name(norms)
     sites = [site for site in outcomes if isinstance(site, NormSite)]
     found = [(_record(site), site.root) for site in sites] + others
@@ -303,42 +305,70 @@ def _fuse_graph(
     for node in norms:
         if ledger.skips(node):
             ledger.decline(node, "left alone as asked: its name matches --skip")
-    for decide in (fold_backward, fold_forward):
-        folds = _settle(decide(graph, norms, reading()), ledger)
-        _carry_out(folds, editor, ledger)
-        norms = {node: outcome for node, outcome in norms.items() if node.graph is not None}
-    sites = [site for site in norms.values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
+    _fold(fold_backward(graph, norms, reading()), editor, ledger)
+    _merge(graph, norms, reading, editor, ledger)
+    _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
+    sites = [site for site in _staying(norms).values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
     _lower(graph, sites, target, reading(), editor, ledger)
     return found
 
 
-def _settle(outcomes: Iterable[Fold | Declined], ledger: _Ledger) -> list[Fold]:
-    folds = []
+def _staying(norms: Norms) -> dict[ir.Node, NormSite | Declined]:
+    """Return those of ``norms`` that are still in a graph."""
+    return {node: outcome for node, outcome in norms.items() if node.graph is not None}
+
+
+def _settle(outcomes: Iterable[Decided | Declined], ledger: _Ledger) -> list[Decided]:
+    """Keep the reasons of what was declined; return what was decided."""
+    decided = []
     for outcome in outcomes:
         if isinstance(outcome, Declined):
             ledger.decline(outcome.at, outcome.reason)
         else:
-            folds.append(outcome)
-    return folds
+            decided.append(outcome)
+    return decided
 
 
-def _carry_out(folds: Iterable[Fold], editor: Editor, ledger: _Ledger) -> None:
-    for fold in folds:
-        identifier = ledger.identify("fold-batchnorm", fold.norms[0])
-        if not ledger.wants(identifier, fold.removes):
-            for norm in fold.norms:
-                ledger.decline(norm, "its fold was not selected")
-            continue
-        removed = tuple(describe(node) for node in fold.removes)
-        into = describe(fold.into)
-        plan = f"fold into {into}"
-        for norm in fold.norms:
-            ledger.plans[norm] = plan
-            ledger.declined.pop(norm, None)
-        replacement = fold.replacement()
-        editor.apply(replacement, at=fold.into)
-        added = tuple(describe(node) for node in replacement.adds)
-        ledger.rewrites.append(Rewrite(identifier, "fold-batchnorm", removed, added, fold.note))
+def _fold(outcomes: Iterable[Fold | Declined], editor: Editor, ledger: _Ledger) -> None:
+    for fold in _settle(outcomes, ledger):
+        _carry_out(ledger.identify("fold-batchnorm", fold.norms[0]), fold, fold.into, editor, ledger)
+
+
+def _merge(graph: ir.Graph, norms: Norms, reading: Callable[[], Reading], editor: Editor, ledger: _Ledger) -> None:
+    """Merge branches, fold the norm behind each sum, and go on where that makes it a branch of another sum."""
+    left: set[ir.Node] = set()
+    while True:
+        outcomes = merge_branches((node for node in graph if node not in left), _staying(norms), reading())
+        convolutions: list[ir.Node] = []
+        for merge in _settle(outcomes, ledger):
+            ledger.name([merge.root])
+            added = _carry_out(ledger.identify("merge-branches", merge.root), merge, merge.root, editor, ledger)
+            convolutions.extend(node for node in added if node.op_type == "Conv")
+            if not added:
+                left.add(merge.root)
+        if not convolutions:
+            return
+        _fold(fold_backward(convolutions, _staying(norms), reading()), editor, ledger)
+
+
+def _carry_out(
+    identifier: str, change: Fold | Merge, at: ir.Node, editor: Editor, ledger: _Ledger
+) -> tuple[ir.Node, ...]:
+    """Carry out ``change`` at ``at`` where it is wanted. Returns the nodes that it added: none where it is not."""
+    if not ledger.wants(identifier, change.removes):
+        for norm in change.norms:
+            ledger.decline(norm, "its fold was not selected")
+        return ()
+    removed = tuple(describe(node) for node in change.removes)
+    plan = f"fold into {describe(change.into)}"
+    for norm in change.norms:
+        ledger.plans[norm] = plan
+        ledger.declined.pop(norm, None)
+    replacement = change.replacement()
+    editor.apply(replacement, at=at)
+    added = tuple(describe(node) for node in replacement.adds)
+    ledger.rewrites.append(Rewrite(identifier, identifier.partition(":")[0], removed, added, change.note))
+    return replacement.adds
 
 
 def _lower(

@@ -44,8 +44,8 @@ class Fold:
         return Replacement(self.removes, rewritten.nodes, ((self.output, rewritten.output),), rewritten.initializers)
 
 
-def fold_backward(graph: ir.Graph, norms: Norms, reading: Reading) -> list[Fold | Declined]:
-    """Decide, for each linear operator of ``graph``, whether the norms behind it fold into it. Changes nothing."""
+def fold_backward(graph: Iterable[ir.Node], norms: Norms, reading: Reading) -> list[Fold | Declined]:
+    """Decide for the linear operators of ``graph`` whether the norms behind them fold into them. Changes nothing."""
     outcomes: list[Fold | Declined] = []
     for node in graph:
         if is_linear(node) and _may_precede_norm(node):

@@ -135,7 +135,7 @@ def _arithmetic(node: ir.Node, value: ir.Value, channels: Channels, reading: Rea
         return None
     if "consumed_inputs" in node.attributes and reading.opset >= 6:
         return None
-    row = _per_channel(node, constant, channels, reading, is_second=constant is right)
+    row = per_channel(node, constant, channels, reading, is_second=constant is right)
     if row is None:
         return None
     ones, zeros = np.ones(channels.count), np.zeros(channels.count)
@@ -148,7 +148,7 @@ def _arithmetic(node: ir.Node, value: ir.Value, channels: Channels, reading: Rea
     return None if not row.all() else ChannelAffine(1.0 / row, zeros)
 
 
-def _per_channel(
+def per_channel(
     node: ir.Node, constant: ir.Value, channels: Channels, reading: Reading, *, is_second: bool
 ) -> Float64 | None:
     """Return a constant operand as one factor per channel (C,), or None where it varies along another axis.

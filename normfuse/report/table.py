@@ -45,7 +45,12 @@ def inspection(report: FusionReport) -> str:
 def fusion_report(report: FusionReport) -> str:
     """Return what was done, what was declined with the reason, and the verdict."""
     kinds = Counter(rewrite.kind for rewrite in report.rewrites)
-    what = {"fold-batchnorm": "fold of batch norms", "emit": "norm written anew", "convert-opset": "change of opset"}
+    what = {
+        "fold-batchnorm": "fold of batch norms",
+        "merge-branches": "merge of branches",
+        "emit": "norm written anew",
+        "convert-opset": "change of opset",
+    }
     done = ", ".join(_plural(count, what.get(kind, kind)) for kind, count in kinds.items()) or "nothing to do"
     lines = [
         f"{done}; {report.nodes.before} → {report.nodes.after} nodes, "

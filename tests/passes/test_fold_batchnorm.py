@@ -322,7 +322,7 @@ def function_model(parameters_inside: bool) -> onnx.ModelProto:
     inside = f"{constants} {weight}" if parameters_inside else ""
     call = "x" if parameters_inside else "x, W, s, b, m, v"
     body = f"""<ir_version: 10, opset_import: ["" : 17, "my" : 1]>
-        g (float[2,3,6,6] x) => (float[2,4,6,6] y) {{ h = my.block ({call})  k = my.block ({call})  y = Add (h, k) }}
+        g (float[2,3,6,6] x) => (float[2,4,6,6] y) {{ h = my.block ({call})  k = my.block ({call})  y = Mul (h, k) }}
         <domain: "my", opset_import: ["" : 17]> block ({call}) => (r) {{ {inside} c = Conv (x, W)  r = {BN} }}"""
     model = onnx.parser.parse_model(body)
     if not parameters_inside:
@@ -334,7 +334,7 @@ def function_model(parameters_inside: bool) -> onnx.ModelProto:
 def test_folds_inside_a_function_that_has_its_own_constants() -> None:
     model = function_model(parameters_inside=True)
     fused, report = fuse(model)
-    assert [node.op_type for node in fused.graph] == ["block", "block", "Add"]
+    assert [node.op_type for node in fused.graph] == ["block", "block", "Mul"]
     assert count(fused, "BatchNormalization") == 0
     assert report.notes == ()
     assert_same(model, fused)
@@ -343,7 +343,7 @@ def test_folds_inside_a_function_that_has_its_own_constants() -> None:
 def test_inlines_a_function_whose_constants_come_from_the_caller() -> None:
     model = function_model(parameters_inside=False)
     fused, report = fuse(model)
-    assert [node.op_type for node in fused.graph] == ["Conv", "Conv", "Add"]
+    assert [node.op_type for node in fused.graph] == ["Conv", "Conv", "Mul"]
     assert report.notes[0] == "inlined functions whose norms take their parameters from the caller: my::block"
     assert_same(model, fused)
 

@@ -1,0 +1,304 @@
+"""Merging parallel branches: each case fires, means the same, declines with its reason, and changes nothing twice."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import normfuse
+from tests.folding import Array, assert_same, build, count, fuse, normal, parameters, reasons
+from tests.passes.branch_graphs import random_branches
+
+PAD = "pads = [1,1,1,1]"
+W3, W1, B = normal(4, 4, 3, 3), normal(4, 4, 1, 1, seed=2), normal(4, seed=3)
+STATISTICS = parameters(4, seed=5)
+SECOND = {f"{name}2": array for name, array in parameters(4, seed=6).items()}
+NORM = "BatchNormalization ({}, s, b, m, v)"
+MERGED = "not merged with the branches beside it: "
+
+
+def graph(body: str, x: str = "float[N,4,9,8]", y: str = "float[N,4,h,w]") -> str:
+    """Return the text of a graph from x to y."""
+    return f"g ({x} x) => ({y} y) {{ {body} }}"
+
+
+def used(body: str, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Return those of ``arrays`` that ``body`` names."""
+    words = set(body.replace("(", " ").replace(")", " ").replace(",", " ").split())
+    return {name: array for name, array in arrays.items() if name in words}
+
+
+ARRAYS = {
+    "W3": W3, "W1": W1, "B": B, "C": normal(4, 1, 1, seed=4), **STATISTICS, **SECOND,
+    "W13": normal(4, 4, 1, 3, seed=7), "W31": normal(4, 4, 3, 1, seed=8), "W2": normal(4, 4, 2, 2, seed=9),
+    "D3": normal(4, 1, 3, 3, seed=10), "D1": normal(4, 1, 1, 1, seed=11), "G3": normal(4, 2, 3, 3, seed=12),
+    "W5": normal(4, 4, 5, 5, seed=13), "V": normal(4, 4, 1, 1, seed=14), "D5": normal(4, 1, 5, 5, seed=15),
+}  # fmt: skip
+
+FIRES = [
+    ("RepVGG", f"p = Conv <{PAD}> (x, W3, B)  a = {NORM.format('p')}  q = Conv (x, W1)  "
+     f"c = BatchNormalization (q, s2, b2, m2, v2)  e = {NORM.format('x')}  f = Add (a, c)  y = Add (f, e)"),
+    ("RepVGG, strided", f"a = Conv <{PAD}, strides = [2,2]> (x, W3)  c = Conv <strides = [2,2]> (x, W1)  y = Add (a, c)"),
+    ("MobileOne, depthwise", f"a = Conv <{PAD}, group = 4> (x, D3)  c = Conv <group = 4> (x, D1, B)  "
+     f"e = {NORM.format('x')}  f = Add (c, e)  y = Add (f, a)"),
+    ("ACNet", f"a = Conv <{PAD}> (x, W3)  c = Conv <pads = [0,1,0,1]> (x, W13)  "
+     "d = Conv <pads = [1,0,1,0]> (x, W31)  f = Add (a, c)  y = Add (f, d)"),
+    ("Diverse Branch, pooling", f"a = Conv <{PAD}> (x, W3)  "
+     f"k = AveragePool <kernel_shape = [3,3], {PAD}, count_include_pad = 1> (x)  c = {NORM.format('k')}  y = Add (a, c)"),
+    ("Diverse Branch, in succession", f"a = Conv <{PAD}> (x, W3)  k = Conv (x, W1)  c = Conv <{PAD}> (k, W3, B)  y = Add (a, c)"),
+    ("in succession, strided first", "k = Conv <strides = [2,2]> (x, W1)  c = Conv <pads = [1,1,1,1]> (k, W3)  "
+     "a = Conv <pads = [2,2,2,2], strides = [2,2]> (x, W5)  y = Add (a, c)"),
+    ("in succession, bias before no padding", "k = Conv (x, W1, B)  c = Conv (k, W3)  a = Conv (x, W3)  y = Add (a, c)"),
+    ("in succession, point behind", f"k = Conv <{PAD}> (x, W3, B)  c = Conv (k, W1)  a = Conv <{PAD}> (x, W3)  y = Add (a, c)"),
+    ("identity", f"a = Conv <{PAD}> (x, W3)  y = Add (x, a)"),
+    ("identity twice", f"a = Conv <{PAD}> (x, W3)  f = Add (x, a)  y = Add (x, f)"),
+    ("identity, grouped", f"a = Conv <{PAD}, group = 2> (x, G3)  y = Add (x, a)"),
+    ("identity through Identity and Dropout", f"a = Conv <{PAD}> (x, W3)  e = Identity (x)  f = Dropout (e)  y = Add (f, a)"),
+    ("scaled identity", f"a = Conv <{PAD}> (x, W3)  e = Mul (x, C)  y = Add (e, a)"),
+    ("subtraction", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1, B)  f = Sub (x, a)  y = Sub (f, c)"),
+    ("subtraction of a subtraction", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1, B)  f = Sub (c, a)  y = Sub (x, f)"),
+    ("Sum", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1, B)  y = Sum (a, x, c)"),
+    ("constant beside", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  f = Sub (C, a)  y = Add (c, f)"),
+    ("asymmetric padding", "a = Conv <pads = [2,0,0,2]> (x, W3)  c = Conv (x, W1)  y = Add (a, c)"),
+    ("even kernel", f"a = Conv <{PAD}> (x, W3)  c = Conv <pads = [0,1,1,0]> (x, W2)  y = Add (a, c)"),
+    ("auto_pad", 'a = Conv <auto_pad = "SAME_UPPER"> (x, W2)  c = Conv <auto_pad = "SAME_LOWER"> (x, W3)  '
+     'd = Conv <auto_pad = "VALID"> (x, W1)  f = Add (a, d)  y = Add (f, c)'),
+    ("auto_pad, strided", 'a = Conv <auto_pad = "SAME_UPPER", strides = [2,2]> (x, W2)  '
+     'c = Conv <auto_pad = "SAME_LOWER", strides = [2,2]> (x, W3)  y = Add (a, c)'),
+    ("dilated", "a = Conv <dilations = [2,2], pads = [2,2,2,2]> (x, W3)  c = Conv (x, W1)  y = Add (a, c)"),
+    ("dilated beside dense", "a = Conv <group = 4, pads = [2,2,2,2]> (x, D5)  "
+     "c = Conv <group = 4, dilations = [2,2], pads = [2,2,2,2]> (x, D3)  y = Add (a, c)"),
+    ("unpadded pooling at stride 2", "a = Conv <strides = [2,2]> (x, W2)  "
+     "c = AveragePool <kernel_shape = [2,2], strides = [2,2]> (x)  y = Add (a, c)"),
+    ("norm behind the sum", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  d = Add (a, c)  f = Add (d, x)  y = {NORM.format('f')}"),
+    ("sum in a sum", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  d = Add (a, c)  e = {NORM.format('d')}  "
+     f"f = Conv <{PAD}> (x, W3, B)  y = Add (f, e)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [case[1] for case in FIRES], ids=[case[0] for case in FIRES])
+def test_becomes_one_conv(body: str) -> None:
+    model = build(graph(body), used(body, ARRAYS))
+    fused, report = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["Conv"]
+    assert "merge-branches" in {rewrite.kind for rewrite in report.rewrites}
+    assert not report.declined
+    assert all(record.plan.startswith("fold into Conv") for record in report.norms)
+    assert_same(model, fused)
+    again, nothing = normfuse.fuse(fused)
+    assert not nothing.rewrites
+    assert ir.to_proto(again).SerializeToString(deterministic=True) == ir.to_proto(fused).SerializeToString(
+        deterministic=True
+    )
+
+
+RANKS = [
+    ("1-D", "float[2,4,9]", (3,), "pads = [1,1]"),
+    ("3-D", "float[1,4,5,6,4]", (3, 1, 2), "pads = [1,0,0,1,0,1]"),
+]
+
+
+@pytest.mark.parametrize(("x", "kernel", "pads"), [case[1:] for case in RANKS], ids=[case[0] for case in RANKS])
+def test_at_other_ranks(x: str, kernel: tuple[int, ...], pads: str) -> None:
+    body = f"a = Conv <{pads}> (x, W)  c = Conv (x, V)  e = {NORM.format('x')}  f = Add (a, c)  y = Add (f, e)"
+    weights = {"W": normal(4, 4, *kernel), "V": normal(4, 4, *[1] * len(kernel), seed=2)}
+    model = build(graph(body, x, f"float[{','.join('abcde'[: 2 + len(kernel)])}]"), {**weights, **STATISTICS})
+    fused, _ = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["Conv"]
+    assert_same(model, fused)
+
+
+PARTLY = [
+    ("a residual of another value", f"r = Relu (x)  a = Conv <{PAD}> (r, W3)  c = Conv (r, W1)  f = Add (a, x)  y = Add (f, c)",
+     ["Relu", "Conv", "Add"]),
+    ("subtracted residual", f"r = Relu (x)  a = Conv <{PAD}> (r, W3)  c = Conv (r, W1)  f = Sub (a, x)  y = Add (f, c)",
+     ["Relu", "Conv", "Sub"]),
+    ("two pairs of rows and columns", "a = Conv <pads = [0,1,0,1]> (x, W13)  c = Conv <pads = [1,0,1,0]> (x, W31)  "
+     "d = Conv <pads = [0,1,0,1]> (x, W13)  e = Conv <pads = [1,0,1,0]> (x, W31)  f = Add (a, c)  g = Add (f, d)  y = Add (g, e)",
+     ["Conv", "Conv", "Add"]),
+    ("a value that broadcasts", f"p = ReduceMean <axes = [2,3]> (x)  a = Conv <{PAD}> (x, W3)  f = Add (p, a)  y = Add (x, f)",
+     ["ReduceMean", "Conv", "Add"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "left"), [case[1:] for case in PARTLY], ids=[case[0] for case in PARTLY])
+def test_merges_what_belongs_together_and_leaves_the_rest(body: str, left: list[str]) -> None:
+    model = build(graph(body), used(body, ARRAYS))
+    fused, _ = fuse(model)
+    assert [node.op_type for node in fused.graph] == left
+    assert_same(model, fused)
+    assert not normfuse.fuse(fused)[1].rewrites
+
+
+LEFT = [
+    ("a bias before padding", f"a = Conv <{PAD}> (x, W3)  k = Conv (x, W1, B)  c = Conv <{PAD}> (k, W3)  y = Add (a, c)",
+     MERGED + "the padding lies between two convolutions, of which the first has a bias"),
+    ("pooling that leaves padding out", f"a = Conv <{PAD}> (x, W3)  c = AveragePool <kernel_shape = [3,3], {PAD}> (x)  y = Add (a, c)",
+     MERGED + "AveragePool 'AveragePool → c' does not count its padding"),
+    ("pooling with a cut window", "a = Conv <strides = [2,2], pads = [0,0,1,0]> (x, W2)  "
+     "c = AveragePool <kernel_shape = [2,2], strides = [2,2], ceil_mode = 1> (x)  y = Add (a, c)",
+     MERGED + "AveragePool 'AveragePool → c' has ceil_mode: its last window may be cut"),
+    ("rows and columns", "a = Conv <pads = [0,1,0,1]> (x, W13)  c = Conv <pads = [1,0,1,0]> (x, W31)  y = Add (a, c)",
+     MERGED + "one Conv would take 144 multiply-adds a position, apart they take 100"),
+    ("dense beside depthwise", f"a = Conv <{PAD}, group = 4> (x, D3)  c = Conv (x, W1)  y = Add (a, c)",
+     MERGED + "one Conv would take 144 multiply-adds a position, apart they take 56"),
+    ("a far mean", f"a = Conv <{PAD}> (x, W3)  e = BatchNormalization (x, s, b, far, v)  y = Add (a, e)",
+     MERGED + "its mean lies up to 40 deviations from zero: in a convolution, the result would lose accuracy"),
+    ("kernels in succession", f"a = Conv <{PAD}> (x, W3)  k = Conv <{PAD}> (x, W3)  c = Conv <{PAD}> (k, W3)  y = Add (a, c)",
+     MERGED + "two kernels larger than 1 follow each other"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "reason"), [case[1:] for case in LEFT], ids=[case[0] for case in LEFT])
+def test_is_left_alone_with_the_reason(body: str, reason: str) -> None:
+    far = {"far": 40.0 * np.sqrt(STATISTICS["v"].astype(np.float64) + 1e-5).astype(np.float32)}
+    model = build(graph(body), used(body, {**ARRAYS, **far}))
+    fused, report = fuse(model)
+    assert not report.rewrites
+    assert reasons(report) == [reason]
+    assert [node.op_type for node in fused.graph] == [node.op_type for node in model.graph.node]
+
+
+STRANGERS = [
+    ("a residual around an activation", f"a = Conv <{PAD}> (x, W3)  r = Relu (a)  c = Conv <{PAD}> (r, W3)  y = Add (x, c)"),
+    ("branches of two values", f"r = Relu (x)  a = Conv <{PAD}> (r, W3)  c = Conv (x, W1)  y = Add (a, c)"),
+    ("no Conv", f"c = AveragePool <kernel_shape = [3,3], {PAD}, count_include_pad = 1> (x)  y = Sub (c, x)"),
+    ("a product", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  y = Mul (a, c)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [case[1] for case in STRANGERS], ids=[case[0] for case in STRANGERS])
+def test_what_is_no_branch_is_not_mentioned(body: str) -> None:
+    _, report = fuse(build(graph(body), used(body, ARRAYS)))
+    assert not report.rewrites
+    assert not report.declined
+
+
+def test_a_branch_that_something_else_reads_stays() -> None:
+    body = f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  y = Add (a, c)  z = Relu (a)"
+    model = build(f"g (float[2,4,9,8] x) => (float[2,4,9,8] y, float[2,4,9,8] z) {{ {body} }}", used(body, ARRAYS))
+    fused, report = fuse(model)
+    assert not report.rewrites
+    assert not report.declined
+    assert count(fused, "Conv") == 2
+
+
+def test_one_channel_that_broadcasts_is_no_identity() -> None:
+    body = f"a = Conv <{PAD}> (x, W)  y = Add (a, x)"
+    _, report = fuse(build(graph(body, "float[2,1,9,8]"), {"W": normal(4, 1, 3, 3)}))
+    assert reasons(report) == [MERGED + "they map 1 to 4 and 4 to 4 channels"]
+
+
+def test_outputs_that_differ_in_size_for_some_inputs() -> None:
+    """2×2 and 1×1 at stride 2: the same positions where the sizes are even, not where one is odd."""
+    body = "a = Conv <strides = [2,2]> (x, W2)  c = Conv <strides = [2,2]> (x, W1)  y = Add (a, c)"
+    arrays = used(body, ARRAYS)
+    even, _ = fuse(build(graph(body, "float[N,4,8,6]"), arrays))
+    assert [node.op_type for node in even.graph] == ["Conv"]
+    _, unknown = fuse(build(graph(body, "float[N,4,H,6]"), arrays))
+    assert reasons(unknown) == [MERGED + "their outputs differ in size for some sizes of the input"]
+    _, one = fuse(build(graph(body, "float[N,4,3,3]"), arrays))
+    assert reasons(one) == [MERGED + "their outputs differ in size: 1 and 2 positions"]
+
+
+def test_padding_that_depends_on_an_unknown_size() -> None:
+    body = 'a = Conv <auto_pad = "SAME_UPPER", strides = [2,2]> (x, W2)  c = Conv <strides = [2,2]> (x, W1)  y = Add (a, c)'
+    _, report = fuse(build(graph(body, "float[N,4,H,W]"), used(body, ARRAYS)))
+    assert reasons(report) == [MERGED + "the padding of Conv 'Conv → a' depends on the size of its input"]
+
+
+def test_a_weight_that_is_computed() -> None:
+    body = f"a = Conv <{PAD}> (x, W3)  c = Conv (x, k)  y = Add (a, c)"
+    text = f"g (float[2,4,9,8] x, float[4,4,1,1] k) => (float[2,4,9,8] y) {{ {body} }}"
+    _, report = fuse(build(text, {"W3": W3}))
+    assert reasons(report) == [MERGED + "the weight 'k' of Conv 'Conv → c' is an input of the graph"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_types_are_summed_in_float64_and_rounded_once(dtype: str) -> None:
+    element = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    onnx_type = "float" if dtype == "float32" else {"float64": "double"}.get(dtype, dtype)
+    body = f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  f = Add (a, c)  y = Add (f, x)"
+    arrays = {"W3": W3.astype(element), "W1": W1.astype(element)}
+    model = build(graph(body, f"{onnx_type}[2,4,5,5]", f"{onnx_type}[2,4,5,5]"), arrays, opset=22)
+    fused, _ = fuse(model)
+    (conv,) = fused.graph
+    weight = conv.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    exact = arrays["W3"].astype(np.float64)
+    exact[:, :, 1:2, 1:2] += arrays["W1"].astype(np.float64)
+    exact[range(4), range(4), 1, 1] += 1.0
+    np.testing.assert_array_equal(weight.const_value.numpy(), exact.astype(element))
+    assert_same(model, fused)
+
+
+def test_a_sum_beyond_float16_is_left_alone() -> None:
+    body = f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  y = Add (a, c)"
+    large = np.full((4, 4, 1, 1), 40000.0, np.float16)
+    model = build(
+        graph(body, "float16[2,4,5,5]", "float16[2,4,5,5]"),
+        {"W3": np.repeat(np.repeat(large, 3, 2), 3, 3), "W1": large},
+    )
+    _, report = fuse(model)
+    assert not report.rewrites
+    assert reasons(report) == [
+        "its branches are not merged: the folded weight overflows float16 in channel 0: largest weight 8e+04 times scale 1"
+    ]
+
+
+def test_the_report_says_what_was_merged_and_a_part_can_be_replayed() -> None:
+    body = f"""p = Conv <{PAD}> (x, W3)  e = {NORM.format("x")}  t = Add (p, e)  r = Relu (t)
+               q = Conv <{PAD}> (r, W3)  k = Conv (r, W1)  u = Add (q, k)  y = Relu (u)"""
+    model = build(graph(body), used(body, ARRAYS))
+    _, report = fuse(model)
+    assert [(rewrite.id, rewrite.kind, rewrite.note) for rewrite in report.rewrites] == [
+        ("merge-branches:t", "merge-branches", "2 branches of 'x' as one Conv"),
+        ("merge-branches:u", "merge-branches", "2 branches of 'r' as one Conv"),
+    ]
+    assert [record.plan for record in report.norms] == ["fold into Conv → p"]
+    assert "2 merges of branches" in report.table()
+    assert [record.plan for record in normfuse.inspect(model).norms] == ["fold into Conv → p"]
+    part, replay = fuse(model, only=["merge-branches:u"])
+    assert [rewrite.id for rewrite in replay.rewrites] == ["merge-branches:u"]
+    assert count(part, "BatchNormalization") == 1
+    assert count(part, "Conv") == 2
+
+
+def test_nodes_that_match_skip_stay() -> None:
+    model = build(graph(f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  y = Add (a, c)"), {"W3": W3, "W1": W1})
+    model.graph.node[1].name = "mine"
+    fused, report = fuse(model, skip="mine")
+    assert count(fused, "Conv") == 2
+    assert not report.rewrites
+
+
+def test_merges_inside_a_branch_of_an_if() -> None:
+    inner = f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  z = Add (a, c)"
+    text = f"""g (float[2,4,9,8] x, bool k) => (float[2,4,9,8] y) {{
+        y = If (k) <then_branch = t () => (float[2,4,9,8] z) {{ {inner} }},
+                    else_branch = e () => (float[2,4,9,8] w) {{ w = Relu (x) }}> }}"""
+    model = build(text, {"W3": W3, "W1": W1})
+    fused, report = fuse(model)
+    assert [rewrite.id for rewrite in report.rewrites] == ["merge-branches:z"]
+    assert count(fused, "Conv") == 1
+    assert_same(model, fused)
+
+
+@given(st.integers(0, 100_000))
+@settings(max_examples=40, deadline=None)
+def test_random_sums_mean_the_same(seed: int) -> None:
+    model = random_branches(seed)
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError:
+        assume(False)  # branches of different sizes
+    fused, report = fuse(model)
+    if report.rewrites:
+        assert_same(model, fused)
+    assert not normfuse.fuse(fused)[1].rewrites
