@@ -141,7 +141,7 @@ def _convolution(node: ir.Node, channels: Channels, reading: Reading) -> Stencil
     name = f"{node.op_type} '{describe(node)}'"
     if has_parameters(node):
         raise FoldError(f"an attribute of {name} is a parameter of the function")
-    sizes = spatial_sizes(input_at(node, 0))
+    sizes = spatial_sizes(input_at(node, 0), channels.rank - 2)
     if node.op_type == "AveragePool":
         kernel = node.attributes.get_ints("kernel_shape", ())
         if len(kernel) != channels.rank - 2:
@@ -167,14 +167,14 @@ def _convolution(node: ir.Node, channels: Channels, reading: Reading) -> Stencil
     return Stencil(weight, bias, group, read_grids(node, weight.shape[2:], sizes))
 
 
-def spatial_sizes(value: ir.Value | None) -> Sizes | None:
-    """Return the extent of the spatial axes of ``value`` as far as the file states them; None without any shape."""
-    if value is None or value.shape is None:
-        return None
+def spatial_sizes(value: ir.Value | None, axes: int) -> Sizes:
+    """Return the extents of the spatial ``axes`` of ``value``, as far as the file states them."""
+    if value is None or value.shape is None or value.shape.rank() != axes + 2:
+        return (None,) * axes
     return tuple(dim if isinstance(dim, int) else None for dim in list(value.shape)[2:])
 
 
-def read_grids(node: ir.Node, kernel: tuple[int, ...], sizes: Sizes | None) -> tuple[Grid, ...]:
+def read_grids(node: ir.Node, kernel: tuple[int, ...], sizes: Sizes) -> tuple[Grid, ...]:
     """Return where the taps of a Conv or AveragePool lie, ``auto_pad`` spelled out. Raises FoldError if not known.
 
     SAME pads so that there are ⌈size/stride⌉ positions; of an odd padding the larger half is at the end (SAME_UPPER).
@@ -190,16 +190,10 @@ def read_grids(node: ir.Node, kernel: tuple[int, ...], sizes: Sizes | None) -> t
     for axis, taps in enumerate(kernel):
         begin, end, stride, dilation = pads[axis], pads[axis + rank], strides[axis], dilations[axis]
         if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            size = None if sizes is None else sizes[axis]
-            if stride != 1 and size is None:
+            size = 1 if stride == 1 else sizes[axis]  # at stride 1 the padding does not depend on it
+            if size is None:
                 raise FoldError(f"the padding of {node.op_type} '{describe(node)}' depends on the size of its input")
-            extent = dilation * (taps - 1) + 1
-            both = (
-                extent - 1
-                if size is None or stride == 1
-                else max(-(-size // stride) * stride - stride + extent - size, 0)
-            )
-            less = both // 2
-            begin, end = (less, both - less) if auto_pad == "SAME_UPPER" else (both - less, less)
+            whole = max((-(-size // stride) - 1) * stride + dilation * (taps - 1) + 1 - size, 0)
+            begin, end = (whole // 2, -(-whole // 2)) if auto_pad == "SAME_UPPER" else (-(-whole // 2), whole // 2)
         grids.append(Grid(taps, stride, dilation if taps > 1 else 1, begin, end))
     return tuple(grids)

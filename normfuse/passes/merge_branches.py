@@ -133,12 +133,10 @@ def merge_branches(graph: Iterable[ir.Node], norms: Norms, reading: Reading) -> 
 
 def _decide(summed: Sum, norms: Norms, reading: Reading) -> list[Merge | Declined]:
     members = _common_source(summed, reading)
-    conv = next((trace.convolutions[0] for trace in members.values() if trace.convolutions), None)
-    if conv is None:
-        return []
-    linear = read_linear(conv, reading)
-    if isinstance(linear, Declined):
-        return [_not_merged(conv, linear.reason)]
+    readings = [read_linear(trace.convolutions[0], reading) for trace in members.values() if trace.convolutions]
+    linear = next((each for each in readings if isinstance(each, Linear)), None)
+    if linear is None:
+        return [_not_merged(each.at, each.reason) for each in readings if isinstance(each, Declined)]
     branches: dict[Term, Branch] = {}
     declined: list[Merge | Declined] = []
     for term, trace in members.items():
@@ -147,7 +145,8 @@ def _decide(summed: Sum, norms: Norms, reading: Reading) -> list[Merge | Decline
             declined.append(_not_merged(_norm_of(trace, norms) or branch.at, branch.reason))
         else:
             branches[term] = branch.times(term.sign)
-    groups, reasons = gather(list(branches.values()), _sizes(members, linear))
+    source = next(iter(members.values())).source
+    groups, reasons = gather(list(branches.values()), spatial_sizes(source, linear.channels.rank - 2))
     for branch, reason in reasons.items():
         at = _norm_of(branch.trace, norms) or next(iter(branch.trace.nodes), summed.root)
         declined.append(_not_merged(at, reason))
@@ -158,7 +157,11 @@ def _decide(summed: Sum, norms: Norms, reading: Reading) -> list[Merge | Decline
     others = [term for term in summed.terms if branches.get(term) not in taken]
     shift, rest = _constant_part(others, linear, reading)
     try:
-        joints = [_joint(mergers[0], shift, linear), *(_joint(group, 0.0 * shift, linear) for group in mergers[1:])]
+        # What is added once goes into the first of them.
+        joints = [
+            _joint(mergers[0], shift, linear),
+            *(_joint(group, np.zeros_like(shift), linear) for group in mergers[1:]),
+        ]
     except FoldError as error:
         return [*declined, Declined(f"its branches are not merged: {error}", summed.root)]
     nodes = [node for group in mergers for branch in group.branches for node in branch.trace.nodes]
@@ -176,12 +179,6 @@ def _common_source(summed: Sum, reading: Reading) -> dict[Term, Trace]:
     with_conv = [members for members in by_source.values() if any(trace.convolutions for trace in members.values())]
     largest = max(with_conv, key=len, default={})
     return largest if len(largest) > 1 else {}
-
-
-def _sizes(members: dict[Term, Trace], linear: Linear) -> Sizes:
-    """Return the spatial extent of the branches' source, as far as the file states it."""
-    source = next(iter(members.values())).source
-    return spatial_sizes(source) or (None,) * (linear.channels.rank - 2)
 
 
 def _norm_of(trace: Trace, norms: Norms) -> ir.Node | None:
