@@ -150,7 +150,7 @@ class _Ledger:
             self.names[norm] = base if self.seen[base] == 1 else f"{base}#{self.seen[base]}"
 
     def identify(self, kind_: str, norm: ir.Node) -> str:
-        """Return the id of a rewrite, made of its kind and its (first) norm or its sum: what else was rewritten does not matter."""
+        """Return the id of a rewrite, made of its kind and its (first) norm or sum: other rewrites do not matter."""
         identifier = f"{kind_}:{self.names[norm]}"
         self.ids.add(identifier)
         return identifier
