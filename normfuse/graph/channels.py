@@ -62,10 +62,9 @@ class Ranks:
         if node.op_type in _SAME_RANK:
             return self.of(input_at(node, 0))
         if node.op_type == "Reshape":
-            target = self._constants.array(input_at(node, 1))
-            if target is None and "shape" in node.attributes:  # opset 1 to 4
+            if "shape" in node.attributes:  # opset 1 to 4
                 return len(node.attributes["shape"].as_ints())
-            return None if target is None else target.size
+            return self._length(input_at(node, 1))
         if node.op_type == "MatMul" or node.op_type in _BROADCAST:
             ranks = [self.of(operand) for operand in node.inputs]
             known = [rank for rank in ranks if rank is not None]
@@ -73,6 +72,14 @@ class Ranks:
                 return None
             return max(known)
         return None
+
+    def _length(self, vector: ir.Value | None) -> int | None:
+        """Return the number of entries of a shape operand, whether or not they are known."""
+        array = self._constants.array(vector)
+        if array is not None:
+            return array.size
+        stated = None if vector is None or vector.shape is None or vector.shape.rank() != 1 else vector.shape[0]
+        return stated if isinstance(stated, int) else None
 
 
 def channels(value: ir.Value, axis: int = 1) -> int | None:

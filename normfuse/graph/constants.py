@@ -7,12 +7,15 @@ computed when asked for, in the type of the graph, so that a reader sees what a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from normfuse.graph.reductions import FUNCTIONS, reduce
 from normfuse.graph.tensors import array_of
 
 Array = npt.NDArray[np.generic]
@@ -289,6 +292,33 @@ def _slice(node: ir.Node, arrays: list[Array | None]) -> Array | None:
     return arrays[0][tuple(index)].copy()
 
 
+def _clip(node: ir.Node, arrays: list[Array | None]) -> Array | None:
+    """Clip by attributes (before opset 11) or by inputs; a bound that is absent is no bound."""
+    result: Any = arrays[0]
+    for index, (name, bounded) in enumerate((("min", np.maximum), ("max", np.minimum)), start=1):
+        bound: Any = node.attributes.get_float(name, None)
+        if index < len(arrays):
+            bound = arrays[index]
+        if result is not None and bound is not None:
+            result = bounded(result, bound).astype(result.dtype)
+    return None if result is None else np.asarray(result)
+
+
+def _range(_: ir.Node, arrays: list[Array | None]) -> Array | None:
+    bounds: Any = _present(arrays)
+    if bounds is None or any(bound.size != 1 for bound in bounds):
+        return None
+    start, limit, delta = (bound.reshape(-1)[0] for bound in bounds)
+    if delta == 0 or (limit - start) / delta > _MOST_ELEMENTS:
+        return None
+    return np.asarray(np.arange(start, limit, delta)).astype(bounds[0].dtype)
+
+
+def _equal(_: ir.Node, arrays: list[Array | None]) -> Array | None:
+    operands = _present(arrays)
+    return None if operands is None or len(operands) != 2 else np.asarray(np.equal(*operands))
+
+
 _EVALUATORS: dict[str, Evaluator] = {
     "Identity": _identity,
     "Cast": _cast,
@@ -314,4 +344,12 @@ _EVALUATORS: dict[str, Evaluator] = {
     "Abs": _elementwise(np.abs),
     "Exp": _elementwise(np.exp),
     "Reciprocal": _elementwise(lambda x: np.divide(np.ones((), x.dtype), x)),
+    "MatMul": _elementwise(np.matmul),
+    "Max": _elementwise(lambda *operands: functools.reduce(np.maximum, operands)),
+    "Min": _elementwise(lambda *operands: functools.reduce(np.minimum, operands)),
+    "Clip": _clip,
+    "Range": _range,
+    "Equal": _equal,
+    "Size": lambda _, arrays: None if arrays[0] is None else np.asarray(arrays[0].size, np.int64),
+    **dict.fromkeys(FUNCTIONS, reduce),
 }

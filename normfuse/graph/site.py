@@ -70,7 +70,11 @@ class NormSite:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """A norm that is ours, but is left alone. ``reason`` is a lower-case clause a user can act on."""
+    """A norm that is ours, but is left alone. ``reason`` is a lower-case clause a user can act on.
+
+    interior: the nodes that it consists of, where they are more than ``at`` and known.
+    """
 
     reason: str
     at: ir.Node
+    interior: tuple[ir.Node, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import onnx_ir as ir
 
@@ -16,6 +16,7 @@ from normfuse.recognise.contrib import (
     skip_simplified_layer_norm,
 )
 from normfuse.recognise.custom import custom_norm
+from normfuse.recognise.fused_layer import fused_layer_norm
 from normfuse.recognise.mean_variance import mean_variance_norm
 from normfuse.recognise.primitive import find_decomposed
 from normfuse.recognise.refined import refined, tiled_batch_norm
@@ -28,6 +29,7 @@ RECOGNISERS: tuple[Recogniser, ...] = (
     # The longest spelling first: a reshaped GroupNorm holds an InstanceNormalization.
     reshaped_group_norm,
     tiled_batch_norm,
+    fused_layer_norm,
     mean_variance_norm,
     batch_norm,
     instance_norm,
@@ -84,9 +86,9 @@ def place_of(outcome: NormSite | Declined) -> ir.Node:
     return outcome.root if isinstance(outcome, NormSite) else outcome.at
 
 
-def nodes_of(outcomes: Iterable[NormSite | Declined]) -> frozenset[ir.Node]:
-    """Return the nodes that ``outcomes`` are about: the whole of a norm, the place of what was declined."""
-    nodes: set[ir.Node] = set()
+def nodes_of(outcomes: Collection[NormSite | Declined]) -> frozenset[ir.Node]:
+    """Return the nodes that ``outcomes`` are about."""
+    nodes = {place_of(outcome) for outcome in outcomes}
     for outcome in outcomes:
-        nodes.update(outcome.interior if isinstance(outcome, NormSite) else (outcome.at,))
+        nodes.update(outcome.interior)
     return frozenset(nodes)

@@ -157,7 +157,7 @@ def per_channel(
     is set, and its axes begin at ``axis``, or end with the last axis where that is not given (ONNX Add-6).
     """
     array = reading.constants.array(constant)
-    if array is None or array.ndim > channels.rank:
+    if array is None or array.ndim > channels.rank or array.dtype.kind == "c":
         return None
     shape = array.shape
     if reading.opset < 7 and array.ndim != channels.rank:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from normfuse.recognise.terms import Extent, Factors, Floor, Magnitude, Mean, Parameter, Sum, Term, Terms, Variable, X
+from normfuse.recognise.terms import Factors, Floor, Magnitude, Mean, Parameter, Sum, Term, Terms, Variable, X
 
+_UNBIASED = "its variance is unbiased: the sum of squares is divided by N − 1"
 _CANCELS = "its variance is E[x²] − E[x]², which cancels at large means"
 
 
@@ -118,9 +119,10 @@ def _read_root(root: tuple[int, float], terms: Terms) -> _Root | NearMiss | None
         (factors, _), epsilon = meaning.addends[0], meaning.constant
     else:
         factors, epsilon = ((base, 1.0),), 0.0
-    sizes = tuple(item for item in factors if _is_size(item[0], terms))
+    sizes = tuple(item for item in factors if terms.is_size(item[0]))
     if sizes and len(sizes) == len(factors) - 1:
-        return NearMiss("its sum of squares is not divided by the number of its entries")
+        less = any(exponent < 0 and isinstance(terms.base(each), Sum) for each, exponent in sizes)
+        return NearMiss(_UNBIASED if less else "its sum of squares is not divided by the number of its entries")
     if len(factors) != 1 or factors[0][1] != 1.0:
         return None
     number = factors[0][0]
@@ -138,14 +140,6 @@ def _read_root(root: tuple[int, float], terms: Terms) -> _Root | NearMiss | None
     if not isinstance(inner, Mean) or epsilon < 0:
         return None
     return _mean_of_squares(inner, number, epsilon, terms)
-
-
-def _is_size(base: int, terms: Terms) -> bool:
-    """Whether ``base`` is made of sizes of x alone."""
-    inner = terms.base(base)
-    if isinstance(inner, Sum):
-        return all(_is_size(number, terms) for factors, _ in inner.addends for number, _ in factors)
-    return isinstance(inner, Extent)
 
 
 def _mean_of_squares(mean: Mean, number: int, epsilon: float, terms: Terms) -> _Root | NearMiss | None:
@@ -200,7 +194,7 @@ def _outside(meaning: object, exponent: float, terms: Terms) -> NearMiss | None:
     """Name the denominator ``sqrt(V) + ε``: epsilon is added to the deviation."""
     if not isinstance(meaning, Sum) or exponent != -1.0 or len(meaning.addends) != 1:
         return None
-    factors, _ = meaning.addends[0]
+    factors = tuple(item for item in meaning.addends[0][0] if not terms.is_size(item[0]))
     if len(factors) != 1 or factors[0][1] != 0.5:
         return None
     inner = terms.base(factors[0][0])
@@ -237,5 +231,5 @@ def _scaled(coefficient: float, root: _Root) -> NearMiss | None:
     if 0.0 < ratio < 1.0:
         entries = 1.0 / (1.0 - ratio)
         if abs(entries - round(entries)) < 1e-3 * entries and entries > 1.5:
-            return NearMiss("its variance is unbiased: the sum of squares is divided by N − 1")
+            return NearMiss(_UNBIASED)
     return NearMiss(f"its result is scaled by {abs(coefficient):.6g}")

@@ -5,7 +5,8 @@ A dimension is an int where it is known, a :class:`Dim` where it is provably one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -61,6 +62,8 @@ def dims_of(shape: ir.Value | None, reading: Reading, depth: int = 0) -> Dims | 
             return None
         picked = _gathered(node, reading) if node.op_type == "Gather" else _sliced(node, reading)
         return None if picked is None else _pick(inner, picked)
+    if is_op(node, *_ARITHMETIC):
+        return _calculated(node, reading, depth)
     rank = None if shape.shape is None else shape.shape.rank()
     return (None,) if rank == 0 or (shape.shape is not None and list(shape.shape) == [1]) else None
 
@@ -93,6 +96,34 @@ def _concat(node: ir.Node, reading: Reading, depth: int) -> Dims | None:
             return None
         parts += part
     return tuple(parts)
+
+
+def _calculated(node: ir.Node, reading: Reading, depth: int) -> Dims | None:
+    """Calculate with sizes that are known: C / G, or ``(axis == 1) · (C − 1) + 1``."""
+    one, other = (dims_of(operand, reading, depth + 1) for operand in node.inputs)
+    if not isinstance(one, tuple) or not isinstance(other, tuple):
+        return None
+    length = max(len(one), len(other))
+    if len(one) not in (1, length) or len(other) not in (1, length):
+        return None
+    pairs = zip(one * (length // len(one)), other * (length // len(other)), strict=True)
+    return tuple(_calculate(node.op_type, left, right) for left, right in pairs)
+
+
+def _calculate(op_type: str, left: int | Dim | None, right: int | Dim | None) -> int | None:
+    if not isinstance(left, int) or not isinstance(right, int):
+        return None
+    if op_type != "Div":
+        return _ARITHMETIC[op_type](left, right)
+    return left // right if left >= 0 and right > 0 else None
+
+
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": operator.floordiv,
+}
 
 
 def _gathered(node: ir.Node, reading: Reading) -> tuple[int, ...] | None:

@@ -67,6 +67,8 @@ class Parameters:
         if shape is None or any(size != 1 for size in shape):
             return None
         array = self.array(value)
+        if array is not None and array.dtype.kind == "c" and not array.imag.any():
+            array = array.real  # torch.onnx casts sizes to COMPLEX128 where it means BFLOAT16
         return array if array is not None and array.size == 1 and array.dtype.kind in "fiuV" else None
 
     def _seen_through(self, value: ir.Value) -> ir.Value:

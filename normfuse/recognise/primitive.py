@@ -114,7 +114,7 @@ def _norms_of(reader: Reader, order: Mapping[ir.Node, int]) -> list[_Finding]:
         nodes = interior_of(node, reader, order).nodes
         statistics = {each for each in nodes if each.op_type in REDUCTIONS}
         if not taken & statistics:
-            found.append(_Finding(Declined(reason, node), nodes))
+            found.append(_Finding(Declined(reason, node, nodes), nodes))
             taken |= set(nodes)
     return found
 

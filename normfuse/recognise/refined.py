@@ -71,7 +71,7 @@ def _instance_as_layer(site: NormSite, reading: Reading) -> NormSite | None:
     x = site.operands.x
     if not isinstance(site.spec.statistics, PerChannel) or reading.ranks.of(x) != 3 or site.spec.channel_axis != 1:
         return None
-    if not _is_filled(site.operands.scale, 1.0, reading) or not _is_filled(site.operands.bias, 0.0, reading):
+    if not is_filled(site.operands.scale, 1.0, reading) or not is_filled(site.operands.bias, 0.0, reading):
         return None
     plain = replace(
         site,
@@ -90,8 +90,8 @@ def _layer_of_view(site: NormSite, reading: Reading) -> NormSite | None:
     if not isinstance(statistics, Trailing) or reading.ranks.of(x) != len(statistics.axes) + 2:
         return None
     scale, bias = site.operands.scale, site.operands.bias
-    if (scale is not None and not _is_filled(scale, 1.0, reading)) or (
-        bias is not None and not _is_filled(bias, 0.0, reading)
+    if (scale is not None and not is_filled(scale, 1.0, reading)) or (
+        bias is not None and not is_filled(bias, 0.0, reading)
     ):
         return None
     view = view_of(x, site.output, statistics.axes, reading)
@@ -112,7 +112,7 @@ def _layer_of_view(site: NormSite, reading: Reading) -> NormSite | None:
     return with_following_affine(found, reading)
 
 
-def _is_filled(value: ir.Value | None, fill: float, reading: Reading) -> bool:
+def is_filled(value: ir.Value | None, fill: float, reading: Reading) -> bool:
     """Whether every entry of ``value`` is ``fill``, its length aside."""
     if value is None:
         return False
@@ -140,7 +140,7 @@ def tiled_batch_norm(node: ir.Node, reading: Reading) -> NormSite | Declined | N
         return None
     x = input_at(there, 0)
     count = None if x is None else channels(x)
-    if x is None or count is None or not _merges_batch(x, there, reading) or not _restores(x, back, reading):
+    if x is None or count is None or not _merges_batch(x, there, reading) or not restores(x, back, reading):
         return None
     rows = [_period(value, count, reading) for value in node.inputs[1:5]]
     if any(row is None for row in rows):
@@ -167,7 +167,8 @@ def _is_axis(size: int | Dim | None, x: ir.Value, axis: int) -> bool:
     return size not in (0, -1) and is_dim(size, x, axis)
 
 
-def _restores(x: ir.Value, back: ir.Node, reading: Reading) -> bool:
+def restores(x: ir.Value, back: ir.Node, reading: Reading) -> bool:
+    """Whether the Reshape ``back`` gives its operand the shape of x."""
     if same_shape(back.outputs[0], x):
         return True
     dims = dims_of(input_at(back, 1), reading)

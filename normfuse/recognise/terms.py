@@ -128,6 +128,13 @@ class Terms:
         """Whether a root of a mean occurs, outside of further means."""
         return any(self._rooted[base] or not exponent.is_integer() for base, exponent in factors)
 
+    def is_size(self, base: int) -> bool:
+        """Whether ``base`` is made of sizes of x alone: N, or N − 1."""
+        inner = self._bases[base]
+        if isinstance(inner, Sum):
+            return all(self.is_size(number) for factors, _ in inner.addends for number, _ in factors)
+        return isinstance(inner, Extent)
+
     def multiply(self, one: Term, other: Term) -> Term | None:
         """Return the product."""
         if not other.factors:

@@ -83,9 +83,19 @@ class Reader:
         if known is not None:
             return known
         if self.parameters.holds(value):
-            return self._constant(value)
+            return self._constant(self._unexpanded(value))
         extent = self.extent(value)
         return self._reformed(value) if extent is None else Factor(extent, 0, None)
+
+    def _unexpanded(self, value: ir.Value) -> ir.Value:
+        """Return what an Expand to at most the shape of x was made of: broadcasting would do the same."""
+        node = value.producer()
+        while is_op(node, "Expand") and node is not None and _within(self, node, self.rank):
+            source = input_at(node, 0)
+            if source is None or not self.parameters.holds(source):
+                break
+            value, node = source, source.producer()
+        return value
 
     def _reformed(self, value: ir.Value) -> Factor | None:
         """Read a parameter whose shape is computed from that of x: Reshape to one axis of x, Expand to all of x."""
@@ -136,20 +146,39 @@ class Reader:
             return None
         if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "ReduceProd", "Gather", "Slice"):
             dims = dims_of(value if node.op_type in ("Gather", "Slice") else input_at(node, 0), self.reading)
-            if isinstance(dims, tuple) and (len(dims) == 1 or node.op_type == "ReduceProd"):
+            if isinstance(dims, tuple) and None not in dims and (len(dims) == 1 or node.op_type == "ReduceProd"):
                 return self._product(dims)
             source = input_at(node, 0)
             return None if source is None or node.op_type in ("Gather", "Slice") else self.extent(source, depth + 1)
-        if node.op_type == "Mul":
-            factors = [self.extent(operand, depth + 1) for operand in node.inputs if operand is not None]
-            if len(factors) == 2 and factors[0] is not None and factors[1] is not None:
-                return self.terms.multiply(factors[0], factors[1])
+        if node.op_type in ("Mul", "Add", "Sub"):
+            return self._combined(node, depth)
         if node.op_type == "Size" and self.rank is not None:
             source = input_at(node, 0)
             known = None if source is None else self.known.get(source)
             if known is not None and not known.missing and self.terms.varies(known.term.factors):
                 return self.count(tuple(range(-self.rank, 0)))
         return None
+
+    def _combined(self, node: ir.Node, depth: int) -> Term | None:
+        """Read a product of two sizes, or a size and a number: N − 1 of an unbiased variance."""
+        operands: list[Term] = []
+        for value in node.inputs:
+            number = None if value is None else self.reading.constants.scalar(value)
+            operand = (
+                None if value is None else Term(number, ()) if number is not None else self.extent(value, depth + 1)
+            )
+            if operand is None:
+                return None
+            operands.append(operand)
+        if len(operands) != 2:
+            return None
+        one, other = operands
+        if node.op_type == "Mul":
+            return self.terms.multiply(one, other)
+        sign = -1.0 if node.op_type == "Sub" else 1.0
+        if one.is_number and other.is_number:
+            return Term(one.coefficient + sign * other.coefficient, ())
+        return self.terms.add(one, other, sign)
 
     def _product(self, dims: Dims) -> Term | None:
         total = NUMBER_ONE
@@ -329,10 +358,10 @@ def _binary(reader: Reader, node: ir.Node, combine: Callable[[Operand, Operand],
         known, factor = (one, other) if isinstance(one, Known) else (other, one)
         if not isinstance(known, Known) or not isinstance(factor, Factor):
             return None
-        if not factor.term.is_number and (known.missing or factor.rank > (reader.rank or factor.rank)):
-            only_extents = all(isinstance(reader.terms.base(base), Extent) for base, _ in factor.term.factors)
-            if not only_extents:
-                return None
+        if not all(reader.terms.is_size(base) for base, _ in factor.term.factors) and (
+            known.missing or factor.rank > (reader.rank or factor.rank)
+        ):
+            return None
         if not _keeps_rank(reader, known, factor.rank if factor.term.is_number else 0):
             return None
         missing, dtype = known.missing, known.dtype

@@ -37,6 +37,23 @@ EXPRESSIONS = [
     ("s = Constant <value_int = 1> ()  y = Gather <axis = 0> (K, s)", lambda a: np.array(7, np.int64)),
     ("y = Shape (A)", lambda a: np.array([2, 3, 4])),
     ("y = Shape <start = 1> (x)", lambda a: np.array([5])),
+    ("s = Constant <value_ints = [-1]> ()  y = ReduceMean (A, s)", lambda a: a.mean(-1, keepdims=True)),
+    ("s = Constant <value_ints = [0,2]> ()  y = ReduceSum <keepdims = 0> (A, s)", lambda a: a.sum((0, 2))),
+    ("y = ReduceL2 (A)", lambda a: np.sqrt((a * a).sum(keepdims=True))),
+    ("s = Constant <value_ints = [1]> ()  y = ReduceL1 (A, s)", lambda a: np.abs(a).sum(1, keepdims=True)),
+    ("s = Constant <value_ints = [2,1]> ()  y = ReduceSumSquare (A, s)", lambda a: (a * a).sum((1, 2), keepdims=True)),
+    ("s = Constant <value_ints = [0]> ()  y = ReduceMax <keepdims = 0> (A, s)", lambda a: a.max(0)),
+    ("s = Constant <value_ints = [0]> ()  y = ReduceMin <keepdims = 0> (A, s)", lambda a: a.min(0)),
+    ("s = Shape (A)  y = ReduceProd <keepdims = 0> (s)", lambda a: np.array(24)),
+    ("y = Size (A)", lambda a: np.array(24)),
+    ("t = Transpose <perm = [0,2,1]> (A)  y = MatMul (A, t)", lambda a: a @ a.transpose(0, 2, 1)),
+    ("z = Constant <value_float = 0.0> ()  y = Max (A, z)", lambda a: np.maximum(a, 0)),
+    ("z = Constant <value_float = 0.0> ()  y = Min (z, A)", lambda a: np.minimum(a, 0)),
+    ("z = Constant <value_float = 0.25> ()  y = Clip (A, z)", lambda a: np.maximum(a, 0.25)),
+    ("z = Constant <value_float = 0.25> ()  y = Clip (A, , z)", lambda a: np.minimum(a, 0.25)),
+    ("a=Constant<value_int=1>() b=Constant<value_int=8>() c=Constant<value_int=3>() y = Range (a, b, c)",
+     lambda a: np.array([1, 4, 7])),
+    ("s = Constant <value_ints = [7,7]> ()  y = Equal (K, s)", lambda a: np.array([False, True])),
 ]  # fmt: skip
 
 

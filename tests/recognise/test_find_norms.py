@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import normfuse
 from normfuse import Form, Target
 from normfuse.graph.site import Declined, NormSite
 from normfuse.recognise import find_norms
-from normfuse.spec import Batch, PerChannel, Stored, Trailing, kind
+from normfuse.spec import AffineAxes, AffineLayout, Batch, NormSpec, PerChannel, PerGroup, Stored, Trailing, kind
 from tests.graphs import model_of, reading_of
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>\n'
@@ -134,3 +135,119 @@ def test_a_declined_norm_is_not_found_again_as_another() -> None:
     assert isinstance(site, NormSite)
     assert not isinstance(site.spec.statistics, Stored)
     assert np.isclose(site.spec.epsilon, 1e-18)
+
+
+KERAS = """t = Reshape (x, s)  m = ReduceMean <axes = [0, 2, 3]> (t)  k = Squeeze <axes = [0, 2, 3]> (m)  d = Sub (t, m)
+    q = ReduceSumSquare <axes = [0, 2, 3], keepdims = 0> (d)  h = Shape (t)  c = Gather (h, a)
+    p = ReduceProd <keepdims = 0> (c)  f = Cast <to = 1> (p)  v = Div (q, f)
+    n = BatchNormalization <epsilon = 0.001> (t, o, z, k, v)  r = Reshape (n, u)  e = Mul (r, w)  y = Add (e, w)"""
+
+
+def keras(view: str = "{1,10,4,1}", ones: str = "{1,1,1,1,1,1,1,1,1,1}", body: str = KERAS) -> ir.Model:
+    text = f"""<ir_version: 8, opset_import: ["": 11]> g (float[2,5,4] x) => (float[2,5,4] y) <int64[4] s = {view},
+        int64[3] u = {{2,5,4}}, int64[3] a = {{0,2,3}}, float[10] o = {ones},
+        float[10] z = {{0,0,0,0,0,0,0,0,0,0}}, float[4] w = {{1,2,3,4}}> {{ {body} }}"""
+    return model_of(text)
+
+
+def test_a_layer_norm_by_the_kernel_of_a_batch_norm() -> None:
+    model = keras()
+    (site,) = find_norms(model.graph, reading_of(model))
+    assert isinstance(site, NormSite)
+    assert site.spec == NormSpec(
+        Trailing((-1,)), float(np.float32(1e-3)), affine=AffineLayout(True, True, AffineAxes.NORMALISED)
+    )
+    assert site.output.name == "y"
+    assert set(site.interior) == set(model.graph)
+    for form in (Form.PRIMITIVE, Form.ORT):
+        _, report = normfuse.fuse(model, Target(form), validate=True)
+        assert report.rewrites
+        assert report.validation is not None
+        assert report.validation.verdict is normfuse.Verdict.EQUIVALENT
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        keras(view="{1,10,2,2}"),
+        keras(ones="{1,1,1,1,1,1,1,1,1,2}"),
+        keras(body=KERAS.replace("Div (q, f)", "Mul (q, f)")),
+        keras(body=KERAS.replace("(t, o, z, k, v)", "(t, o, z, v, k)")),
+    ],
+    ids=["another view", "scale", "another variance", "mean and variance exchanged"],
+)
+def test_computed_statistics_of_another_kind_stay(model: ir.Model) -> None:
+    results = find_norms(model.graph, reading_of(model))
+    assert any(
+        isinstance(each, Declined) and each.reason.startswith("its running mean is computed by") for each in results
+    )
+    assert not [each for each in results if isinstance(each, NormSite)]
+
+
+@pytest.mark.parametrize("shape", ["2,4,6,5", "N,4,H,5"])
+def test_an_affine_whose_shape_is_computed(shape: str) -> None:
+    """mxnet brings γ and β to axis 1 by (range(rank) == 1) · (C − 1) + 1 and an Expand to the shape of x."""
+    text = f"""{HEAD}g (float[{shape}] x) => (float[{shape}] y) <float e = {{1e-5}}, float two = {{2}}, float[4] w = {{1,2,3,4}},
+        int64 z = {{0}}, int64 o = {{1}}, int64[1] i = {{1}}, int64[1] j = {{2}}> {{
+        m = ReduceMean <axes = [1]> (x)  d = Sub (x, m)  q = Pow (d, two)  v = ReduceMean <axes = [1]> (q)  a = Add (v, e)
+        r = Sqrt (a)  n = Div (d, r)  S = Shape (x)  R = Shape (S)  k = Squeeze (R)  l = Range (z, k, o)  p = Equal (l, i)
+        c = Cast <to = 7> (p)  C = Slice (S, i, j)  K = Squeeze (C)  L = Sub (K, o)  M = Mul (c, L)  N_ = Add (M, o)
+        W = Reshape (w, N_)  X = Expand (W, S)  f = Mul (n, X)  B = Reshape (w, N_)  D = Expand (B, S)  y = Add (f, D) }}"""
+    model = onnx.parser.parse_model(text)
+    (record,) = normfuse.inspect(model).norms
+    assert isinstance(record.spec, NormSpec)
+    assert record.spec.statistics == Trailing((-3,))
+    assert (record.spec.affine.scale, record.spec.affine.bias) == (True, True)
+    _, report = normfuse.fuse(model, Target(Form.PRIMITIVE), validate=True)
+    assert report.rewrites
+    assert report.validation is not None
+    assert report.validation.verdict is normfuse.Verdict.EQUIVALENT
+
+
+UNBIASED = "its variance is unbiased: the sum of squares is divided by N − 1"
+SIZES = """S = Shape (x)  G = Gather (S, last)  P = ReduceProd <keepdims = 0> (G)  f = Cast <to = 1> (P)
+    m = ReduceMean <axes = [-1]> (x)  d = Sub (x, m)  q = Mul (d, d)  v = ReduceMean <axes = [-1]> (q)"""
+TORCH_VARIANCES = [
+    ("times N through N − 1", "u = Mul (v, f)  h = Sub (f, one)  k = Div (u, h)  a = Add (k, e)  r = Sqrt (a)  y = Div (d, r)", UNBIASED),
+    ("std + ε", "u = Mul (v, f)  h = Sub (f, one)  k = Div (u, h)  r = Sqrt (k)  a = Add (r, e)  y = Div (d, a)",
+     "its epsilon is added to the deviation, outside the root"),
+    ("sum not divided", "u = Mul (v, f)  a = Add (u, e)  r = Sqrt (a)  y = Div (d, r)",
+     "its sum of squares is not divided by the number of its entries"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TORCH_VARIANCES, ids=[case[0] for case in TORCH_VARIANCES])
+@pytest.mark.parametrize("shape", ["2,5,8", "N,5,L"])
+def test_variances_by_sizes(case: tuple[str, str, str], shape: str) -> None:
+    """N is constant or not, as the shape of x is: the reason is the same where the shape leaves one."""
+    _, body, reason = case
+    head = (
+        f"g (float[{shape}] x) => (float[{shape}] y) <float e = {{0.001}}, float one = {{1}}, int64[1] last = {{-1}}>"
+    )
+    (found,) = outcomes(f"{SIZES}  {body}", head=head)
+    if shape == "2,5,8" and reason.startswith("its sum"):
+        reason = "its result is scaled by 0.353553"
+    assert found == reason
+
+
+def test_sizes_cast_to_a_complex_type_are_sizes() -> None:
+    """torch.onnx writes COMPLEX128 where it means BFLOAT16: a file that no runtime takes, and no reason to crash."""
+    body = TORCH_VARIANCES[0][1].replace("u = Mul (v, f)", "F = Cast <to = 15> (f)  u = Mul (v, F)")
+    head = "g (float[2,5,8] x) => (float[2,5,8] y) <float e = {0.001}, float one = {1}, int64[1] last = {-1}>"
+    model = ir.from_proto(onnx.parser.parse_model(f"{HEAD}{head} {{ {SIZES}  {body} }}"))
+    assert [record.reason for record in normfuse.inspect(model).declined] == [UNBIASED]
+
+
+@pytest.mark.parametrize("channels", ["4", "6"])
+def test_groups_by_division_of_sizes(channels: str) -> None:
+    """A group norm by hand, C / G computed from the shape of x, batch and height unknown."""
+    text = f"""{HEAD}g (float[N,{channels},H,5] x) => (float[N,{channels},H,5] y) <float e = {{0.001}}, int64 z = {{0}},
+        int64 i = {{1}}, int64 j = {{2}}, int64 k = {{3}}, int64[1] Z = {{0}}, int64[1] G = {{2}}> {{
+        S = Shape (x)  a = Gather (S, z)  b = Gather (S, i)  c = Gather (S, j)  d = Gather (S, k)  f = Div (b, j)
+        A = Unsqueeze (a, Z)  B = Unsqueeze (b, Z)  C = Unsqueeze (c, Z)  D = Unsqueeze (d, Z)  F = Unsqueeze (f, Z)
+        T = Concat <axis = 0> (A, G, F, C, D)  U = Concat <axis = 0> (A, B, C, D)  v = Reshape (x, T)
+        m = ReduceMean <axes = [2, 3, 4]> (v)  n = Sub (v, m)  q = Mul (n, n)  p = ReduceMean <axes = [2, 3, 4]> (q)
+        o = Add (p, e)  r = Sqrt (o)  t = Div (n, r)  y = Reshape (t, U) }}"""
+    (record,) = normfuse.inspect(onnx.parser.parse_model(text)).norms
+    assert isinstance(record.spec, NormSpec)
+    assert record.spec.statistics == PerGroup(2)

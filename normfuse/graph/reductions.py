@@ -1,0 +1,52 @@
+"""Reductions of constants: what weight normalization, weight standardisation and shape arithmetic are made of.
+
+Sums of half types accumulate in float32 and round once, as a runtime's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[np.generic]
+Axes = tuple[int, ...]
+
+_HALVES = ("float16", "bfloat16")
+
+
+def reduce(node: ir.Node, arrays: list[Array | None]) -> Array | None:
+    """Evaluate ``node``, a ReduceX with ``axes`` as an attribute or (from version 18, ReduceSum 13) as an input."""
+    data = arrays[0]
+    if data is None:
+        return None
+    attribute = node.attributes.get("axes")
+    given: Axes = ()
+    if attribute is not None:
+        given = tuple(attribute.as_ints())
+    elif len(arrays) > 1 and arrays[1] is not None:
+        given = tuple(int(axis) for axis in arrays[1].reshape(-1))
+    if not given and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
+        return None
+    axes = tuple(sorted({axis % data.ndim for axis in given})) or tuple(range(data.ndim))
+    wide = data.astype(np.float32) if str(data.dtype) in _HALVES else data
+    with np.errstate(all="ignore"):
+        result = FUNCTIONS[node.op_type](wide, axes)
+        if node.attributes.get_int("keepdims", 1) == 1:
+            result = np.expand_dims(result, axes)
+        return np.asarray(result).astype(data.dtype)
+
+
+FUNCTIONS: dict[str, Callable[[Any, Axes], Any]] = {
+    "ReduceMean": lambda x, axes: x.mean(axes),
+    "ReduceSum": lambda x, axes: x.sum(axes),
+    "ReduceProd": lambda x, axes: x.prod(axes),
+    "ReduceMax": lambda x, axes: x.max(axes),
+    "ReduceMin": lambda x, axes: x.min(axes),
+    "ReduceL1": lambda x, axes: np.abs(x).sum(axes),
+    "ReduceL2": lambda x, axes: np.sqrt(np.square(x).sum(axes)),
+    "ReduceSumSquare": lambda x, axes: np.square(x).sum(axes),
+}
