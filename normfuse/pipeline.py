@@ -364,6 +364,8 @@ def _carry_out(
     for norm in change.norms:
         ledger.plans[norm] = plan
         ledger.declined.pop(norm, None)
+    if isinstance(change, Fold) and change.remark:
+        ledger.notes.setdefault(change.remark)
     replacement = change.replacement()
     editor.apply(replacement, at=at)
     added = tuple(describe(node) for node in replacement.adds)

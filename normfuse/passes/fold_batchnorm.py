@@ -27,9 +27,16 @@ There the mean is no longer subtracted before the products are rounded: their er
 so by this factor at most. Measured: 15 times the error at 100, 17 times at 1e4."""
 
 
+LARGEST_SCALE = 1000.0
+"""A norm that multiplies a channel by more has a variance near zero there: exact, but hardly what was trained."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """A fold that is decided: ``removes`` go, ``rebuild`` makes what takes the place of ``output``."""
+    """A fold that is decided: ``removes`` go, ``rebuild`` makes what takes the place of ``output``.
+
+    remark: what about the norms' statistics a user should look at, though the fold is right.
+    """
 
     norms: tuple[ir.Node, ...]
     into: ir.Node
@@ -37,6 +44,7 @@ class Fold:
     output: ir.Value
     rebuild: Rebuild
     note: str = ""
+    remark: str = ""
 
     def replacement(self) -> Replacement:
         """Return the change, ready for the editor."""
@@ -79,7 +87,7 @@ def _decide_backward(node: ir.Node, norms: Norms, reading: Reading) -> Iterable[
         return [_why_not(norm, linear.channels, norms, reading, node) for norm in _norms_after(node)]
     affine = compose(links, linear.channels.count)
     removes = (node, *(link.node for link in links))
-    fold = _finish(linear, absorb(linear, affine, reading), links, removes)
+    fold = _finish(linear, absorb(linear, affine, reading), links, removes, _remark(links, norms, reading))
     if isinstance(fold, Declined):
         return [Declined(fold.reason, link.node) for link in links if link.is_norm]
     return [fold]
@@ -114,7 +122,7 @@ def compose(links: Iterable[Link], channels: int) -> ChannelAffine:
 
 
 def _finish(
-    linear: Linear, rebuild: Rebuild | Declined, links: tuple[Link, ...], removes: tuple[ir.Node, ...]
+    linear: Linear, rebuild: Rebuild | Declined, links: tuple[Link, ...], removes: tuple[ir.Node, ...], remark: str
 ) -> Fold | Declined:
     if isinstance(rebuild, Declined):
         return rebuild
@@ -123,7 +131,25 @@ def _finish(
     if objection is not None:
         return objection
     norms = tuple(link.node for link in links if link.is_norm)
-    return Fold(norms, linear.node, removes, output, rebuild, _copies(linear))
+    return Fold(norms, linear.node, removes, output, rebuild, _copies(linear), remark)
+
+
+def _remark(links: Iterable[Link], norms: Norms, reading: Reading) -> str:
+    remarks = []
+    for link in links:
+        if not link.is_norm or link.affine is None or link.affine.scale.size == 0:
+            continue
+        size = np.abs(link.affine.scale)
+        peak, site = float(size.max()), norms[link.node]
+        if peak <= 1.0 or not isinstance(site, NormSite):
+            continue
+        if not any(np.any(reading.constants.array(value)) for value in (site.operands.mean, site.operands.var)):
+            remarks.append(f"the running statistics of '{describe(link.node)}' are all zero: was it ever trained?")
+        elif peak > LARGEST_SCALE:
+            remarks.append(
+                f"'{describe(link.node)}' multiplies channel {int(size.argmax())} by {peak:.3g}: its variance is near zero"
+            )
+    return "; ".join(remarks)
 
 
 def _copies(linear: Linear) -> str:
@@ -176,7 +202,8 @@ def _decide_forward(norm: ir.Node, norms: Norms, reading: Reading) -> Fold | Dec
             norm,
         )
     rebuild = absorb_before(linear, compose(links, channels.count), norm, reading)
-    fold = _finish(linear, rebuild, links, (*(link.node for link in links), consumer))
+    removes = (*(link.node for link in links), consumer)
+    fold = _finish(linear, rebuild, links, removes, _remark(links, norms, reading))
     return Declined(fold.reason, norm) if isinstance(fold, Declined) else fold
 
 

@@ -33,10 +33,10 @@ def batch_norm(node: ir.Node, reading: Reading) -> NormSite | Declined | None:
         return objection
     if reading.opset < 9 and node.attributes.get_int("spatial", 1) == 0:
         return Declined("spatial=0 keeps one statistic per element, not per channel", node)
-    if trains(node, reading.opset):
-        return Declined(_TRAINING, node)
     if any(reads_output(node, index) for index in range(1, len(node.outputs))):
         return Declined("its statistics, which training mode updates, are read", node)
+    if trains(node, reading.opset):
+        return Declined(_TRAINING, node)
     x, scale, bias, mean, var = node.inputs[:5]
     assert x is not None
     for what, value in (("mean", mean), ("variance", var)):

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from normfuse.emit.target import Form
+from normfuse.emit.target import Form, Target
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor
@@ -22,6 +22,7 @@ from normfuse.passes.lower_norms import lower_norms
 from normfuse.recognise import find_norms
 from normfuse.spec import Activation, ComputeType, PerGroup
 from tests.emit.test_standard import head
+from tests.folding import build, fuse, normal
 from tests.graphs import Array, model_of, node_types, reading_of, run
 
 GROUP = "{ y = GroupNormalization <num_groups = 2> (x, s, b) }"
@@ -246,3 +247,12 @@ def test_bodies_are_no_graphs_of_the_model() -> None:
     model = model_of(head(21, ir_version=10) + GROUP)
     customised(model)
     assert [graph.name for graph, _ in bodies(model)] == ["g"]
+
+
+def test_a_scale_that_is_wider_than_the_norm_stays_outside() -> None:
+    """torch writes an RMSNorm without weight with ones of the shape of x."""
+    text = "g (float[2,5,8] x) => (float[2,5,8] y) { y = RMSNormalization <axis = -1> (x, s) }"
+    for scale in (np.ones((2, 5, 8), np.float32), normal(2, 5, 8)):
+        model = build(text, {"s": scale}, opset=23, ir_version=10)
+        fused, _ = fuse(model, target=Target(Form.CUSTOM))
+        assert [node.op_type for node in fused.graph] == ["RMSNormalization"]

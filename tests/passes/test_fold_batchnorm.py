@@ -157,6 +157,16 @@ def test_folds_through_what_is_affine_per_channel(between: str, behind: bool) ->
     assert_same(model, fused)
 
 
+@pytest.mark.parametrize(("shape", "folds"), [((1, 4, 1, 1), True), ((1, 4, 5, 5), False), ((4, 1, 1), True)], ids=str)
+def test_an_addition_behind_a_grouped_convolution(shape: tuple[int, ...], folds: bool) -> None:
+    body = "k = Conv <group = 2> (x, W)  c = Add (k, P)  y = BatchNormalization (c, s, b, m, v)"
+    arrays = {"W": normal(4, 2, 1, 1), "P": normal(*shape), **parameters(4)}
+    model = build(graph(body, "float[2,4,5,5]"), arrays)
+    fused, _ = fuse(model)
+    assert [node.op_type for node in fused.graph] == (["Conv"] if folds else ["Conv", "Add", "BatchNormalization"])
+    assert_same(model, fused)
+
+
 @pytest.mark.parametrize("shape", [(8,), (1, 1, 7, 1), (1, 4, 7, 1), (2, 1, 1, 1), (4,), (1, 1, 1, 1, 1)], ids=str)
 def test_a_constant_along_another_axis_stops_the_chain(shape: tuple[int, ...]) -> None:
     width = 8 if shape == (8,) else 4
@@ -215,6 +225,43 @@ def test_shared_weights_get_private_copies() -> None:
     assert report.size.after > report.size.before
     assert any("grew by" in note for note in report.notes)
     assert "'W' and 'B' shared with other nodes: private copies are written" in report.rewrites[0].note
+
+
+def test_one_block_applied_twice() -> None:
+    """The same convolution and the same norm behind each other: every tensor has two readers."""
+    text = """g (float[2,4,6,6] x) => (float[2,4,6,6] y) {
+        c = Conv (x, W)  k = BatchNormalization (c, s, b, m, v)
+        d = Conv (k, W)  y = BatchNormalization (d, s, b, m, v) }"""
+    model = build(text, {"W": normal(4, 4, 1, 1), **parameters(4)})
+    fused, report = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["Conv", "Conv"]
+    assert len(report.rewrites) == 2
+    assert_same(model, fused)
+
+
+def test_one_bias_for_two_operators() -> None:
+    text = """g (float[2,3,6,6] x) => (float[2,4,6,6] y, float[2,4,6,6] z) {
+        c = Conv (x, W, B)  y = BatchNormalization (c, s, b, m, v)
+        d = Conv (x, V, B)  z = BatchNormalization (d, s, b, m, v) }"""
+    arrays = {"W": normal(4, 3, 1, 1), "V": normal(4, 3, 1, 1, seed=8), "B": normal(4, seed=2), **parameters(4)}
+    model = build(text, arrays)
+    fused, _ = fuse(model)
+    assert len(fused.graph.initializers) == 4
+    assert_same(model, fused)
+
+
+def test_names_that_are_numbers() -> None:
+    """Old exporters number every tensor; a new name is one that no tensor has."""
+    arrays = dict(zip("12345", [normal(4, 3, 1, 1), *parameters(4).values()], strict=True))
+    model = build("g (float[2,3,6,6] x) => (float[2,4,6,6] y) { y = Relu (x) }", {})
+    del model.graph.node[:]
+    model.graph.input[0].name, model.graph.output[0].name = "0", "7"
+    model.graph.node.append(onnx.helper.make_node("Conv", ["0", "1"], ["6"]))
+    model.graph.node.append(onnx.helper.make_node("BatchNormalization", ["6", "2", "3", "4", "5"], ["7"]))
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    fused, _ = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["Conv"]
+    assert_same(model, fused)
 
 
 def test_new_names_clash_with_nothing() -> None:
@@ -403,6 +450,47 @@ def test_float16_weights_are_rounded_once() -> None:
     assert tensor is not None
     spacing = np.spacing(np.abs(exact).astype(np.float16)).astype(np.float64)
     assert np.max(np.abs(tensor.numpy().astype(np.float64) - exact) / spacing) <= 0.5000001
+
+
+def test_statistics_of_training_that_are_read() -> None:
+    """Opset 9: the second output is the updated mean, and something uses it."""
+    text = """g (float[2,3,6,6] x) => (float[2,4,6,6] y, float[4] z) {
+        c = Conv (x, W)  y, p, q, r, t = BatchNormalization (c, s, b, m, v)  z = Relu (p) }"""
+    model = build(text, {"W": normal(4, 3, 1, 1), **parameters(4)}, opset=9)
+    fused, report = fuse(model, assume_inference=True)
+    assert count(fused, "BatchNormalization") == 1
+    assert reasons(report) == ["its statistics, which training mode updates, are read"]
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-12])
+def test_a_variance_that_epsilon_does_not_lift_above_zero(epsilon: float) -> None:
+    """Channel 3 of a trained network whose variance came out as −1e-5; channel 1 has γ = 0, channel 0 γ = −1."""
+    rows = parameters(4)
+    rows["s"], rows["v"] = np.array([-1, 0, 1, 2], np.float32), np.array([0, 1e-30, 1, -1e-5], np.float32)
+    body = f"c = Conv (x, W)  y = BatchNormalization <epsilon = {epsilon}> (c, s, b, m, v)"
+    fused, report = fuse(build(graph(body), {"W": normal(4, 3, 1, 1), **rows}))
+    assert count(fused, "BatchNormalization") == 1
+    (reason,) = reasons(report)
+    assert reason.startswith("variance + epsilon is ")
+    assert reason.endswith(" in channel 3; it must be positive")
+
+
+SUSPICIOUS = [
+    ({"m": 0.0, "v": 0.0, "s": 1.0}, "the running statistics of 'BatchNormalization → y' are all zero: was it ever trained?"),
+    ({"v": [1.0, 1e-9, 1.0, 1.0], "s": 40.0}, "'BatchNormalization → y' multiplies channel 1 by 1.26e+04: its variance is near zero"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "note"), SUSPICIOUS, ids=["all zero", "near zero"])
+def test_suspicious_statistics_are_folded_and_said(change: dict[str, object], note: str) -> None:
+    arrays = {"W": normal(4, 3, 1, 1), **parameters(4)}
+    for name, value in change.items():
+        arrays[name] = np.broadcast_to(np.asarray(value, np.float32), 4).copy()
+    model = build(graph(f"c = Conv (x, W)  y = {BN}"), arrays)
+    fused, report = fuse(model)
+    assert count(fused, "BatchNormalization") == 0
+    assert report.notes == (note,)
+    assert_same(model, fused)
 
 
 RANGE = [
