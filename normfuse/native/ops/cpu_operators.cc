@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "ops/layout.h"
 #include "ops/runtime.h"
 #include "ops/schedule.h"
 
@@ -18,26 +19,25 @@ struct CpuKernel {
     std::string where;
 
     void compute(ort::KernelContext* context) const {
-        const Operands operands = {input(api, context, 0), input(api, context, 1), input(api, context, 2),
-                                   input(api, context, 3)};
+        Operands operands;
+        operands.x = input(api, context, 0);
+        if (op.adds_residual) operands.residual = input(api, context, op.residual_at());
+        operands.scale = input(api, context, op.scale_at());
+        operands.bias = input(api, context, op.bias_at());
         Norm norm = lay_out(op, attributes, operands);
         norm.y = output(api, context, 0, operands.x.shape);
-        if (output_count(api, context) > 1) {
-            norm.sum = output(api, context, 1, operands.x.shape);
-            if (norm.sum != nullptr && norm.residual == nullptr) {
-                throw std::invalid_argument("the second output is x + residual, and there is no residual");
-            }
-        }
+        if (op.keeps_sum) norm.sum = output(api, context, 1, operands.x.shape);
         normfuse::compute(api, context, kernels, norm);
     }
 };
 
 ort::Status* create(const ort::CustomOp* callbacks, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
     const Schema& schema = schema_of(callbacks);
-    return guarded(*api, std::string("ai.normfuse ") + name_of(schema.op), [&] {
-        const std::string where = std::string("ai.normfuse ") + name_of(schema.op) + " '" + node_name(*api, info) + "'";
+    const std::string where = "ai.normfuse " + schema.name;
+    return guarded(*api, where, [&] {
         const Kernels& kernels = instruction_set().kernels[static_cast<int>(schema.type)];
-        *kernel = new CpuKernel{*api, schema.op, kernels, read_attributes(*api, info), where};
+        *kernel = new CpuKernel{*api, schema.op, kernels, read_attributes(*api, info),
+                                where + " '" + node_name(*api, info) + "'"};
     });
 }
 
@@ -49,15 +49,11 @@ ort::Status* compute(void* kernel, ort::KernelContext* context) {
 }  // namespace
 
 std::vector<Schema> cpu_operators() {
-    std::vector<Schema> operators;
-    for (int op = 0; op < kOperators; ++op) {
-        for (int type = 0; type < kTypes; ++type) {
-            Schema entry = schema(static_cast<Operator>(op), static_cast<Type>(type), nullptr);
-            entry.callbacks.CreateKernelV2 = create;
-            entry.callbacks.KernelComputeV2 = compute;
-            entry.callbacks.KernelDestroy = [](void* kernel) { delete static_cast<CpuKernel*>(kernel); };
-            operators.push_back(entry);
-        }
+    std::vector<Schema> operators = schemas(nullptr);
+    for (Schema& entry : operators) {
+        entry.callbacks.CreateKernelV2 = create;
+        entry.callbacks.KernelComputeV2 = compute;
+        entry.callbacks.KernelDestroy = [](void* kernel) { delete static_cast<CpuKernel*>(kernel); };
     }
     return operators;
 }

@@ -7,8 +7,6 @@
 
 namespace normfuse {
 
-// Every operator for every type: one that were missing would fail to load instead of running as the function in the
-// file.
 std::vector<Schema> cpu_operators();
 
 }  // namespace normfuse

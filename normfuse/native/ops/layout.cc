@@ -4,8 +4,6 @@ namespace normfuse {
 
 namespace {
 
-const char* const kActivations[] = {"none", "relu", "silu", "gelu"};
-
 void check_parameter(const char* name, const Tensor& parameter, const Shape& wanted, const Tensor& x) {
     if (parameter.data == nullptr || parameter.shape == wanted) return;
     throw std::invalid_argument(std::string(name) + " must have the shape " + wanted.text() + "; it has " +
@@ -53,34 +51,19 @@ void lay_out_trailing(Norm& norm, Shape& parameter, std::int64_t axis, const Sha
 
 }  // namespace
 
-const char* name_of(Operator op) {
-    static const char* const names[kOperators] = {"GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"};
-    return names[static_cast<int>(op)];
-}
-
 Attributes read_attributes(const ort::Api& api, const ort::KernelInfo* info) {
-    Attributes attributes;
-    attributes.epsilon = static_cast<double>(attribute(api, info, "epsilon", 1e-5f));
-    attributes.num_groups = attribute(api, info, "num_groups", std::int64_t{1});
-    attributes.axis = attribute(api, info, "axis", std::int64_t{-1});
-    attributes.channels_last = attribute(api, info, "channels_last", std::int64_t{0}) != 0;
-    const std::string activation = attribute(api, info, "activation", "none");
-    for (int index = 0; index < 4; ++index) {
-        if (activation == kActivations[index]) {
-            attributes.activation = static_cast<Activation>(index);
-            return attributes;
-        }
-    }
-    throw std::invalid_argument("activation '" + activation + "' is unknown; known: none, relu, silu, gelu");
+    return {static_cast<double>(attribute(api, info, "epsilon", 1e-5f)),
+            attribute(api, info, "num_groups", std::int64_t{1}), attribute(api, info, "axis", std::int64_t{-1})};
 }
 
-Norm lay_out(Operator op, const Attributes& attributes, const Operands& operands) {
+Norm lay_out(const Operator& op, const Attributes& attributes, const Operands& operands) {
     const Tensor& x = operands.x;
     if (x.data == nullptr) throw std::invalid_argument("x is missing");
+    if (op.adds_residual && operands.residual.data == nullptr) throw std::invalid_argument("the residual is missing");
     Norm norm = {};
     Shape parameter;
-    if (op == Operator::kGroupNorm || op == Operator::kInstanceNorm) {
-        lay_out_channels(norm, parameter, attributes.num_groups, op == Operator::kGroupNorm, attributes.channels_last,
+    if (op.has_channels()) {
+        lay_out_channels(norm, parameter, attributes.num_groups, op.family == Family::kGroupNorm, op.channels_last,
                          x.shape);
     } else {
         lay_out_trailing(norm, parameter, attributes.axis, x.shape);
@@ -89,12 +72,12 @@ Norm lay_out(Operator op, const Attributes& attributes, const Operands& operands
     check_parameter("bias", operands.bias, parameter, x);
     check_parameter("residual", operands.residual, x.shape, x);
     norm.x = x.data;
+    norm.residual = operands.residual.data;
     norm.scale = operands.scale.data;
     norm.bias = operands.bias.data;
-    norm.residual = operands.residual.data;
     norm.epsilon = attributes.epsilon;
-    norm.activation = attributes.activation;
-    norm.centred = op != Operator::kRmsNorm;
+    norm.activation = op.activation;
+    norm.centred = op.family != Family::kRmsNorm;
     return norm;
 }
 

@@ -4,8 +4,6 @@ namespace normfuse {
 
 namespace {
 
-constexpr std::size_t kInputs = 4, kOutputs = 2;
-
 ort::ElementType element_type(const ort::CustomOp* callbacks, std::size_t) {
     switch (schema_of(callbacks).type) {
         case Type::kFloat:
@@ -20,38 +18,47 @@ ort::ElementType element_type(const ort::CustomOp* callbacks, std::size_t) {
     return ort::ElementType::kUndefined;
 }
 
-ort::Characteristic characteristic(const ort::CustomOp*, std::size_t index) {
-    return index == 0 ? ort::Characteristic::kRequired : ort::Characteristic::kOptional;
+ort::Characteristic input_characteristic(const ort::CustomOp* callbacks, std::size_t index) {
+    return index < schema_of(callbacks).op.scale_at() ? ort::Characteristic::kRequired : ort::Characteristic::kOptional;
 }
 
-// Every output has the shape of x, symbolic dimensions included; a node without a sum has no second output to set.
+// Every output has the shape of x, symbolic dimensions included.
 ort::Status* infer_shapes(const ort::CustomOp* callbacks, ort::ShapeInferContext* context) {
     const ort::Api& api = *schema_of(callbacks).api;
     ort::TensorTypeAndShapeInfo* x = nullptr;  // belongs to the context
     if (ort::Status* status = api.ShapeInferContext_GetInputTypeShape(context, 0, &x)) return status;
-    if (ort::Status* status = api.ShapeInferContext_SetOutputTypeShape(context, 0, x)) return status;
-    if (ort::Status* status = api.ShapeInferContext_SetOutputTypeShape(context, 1, x)) api.ReleaseStatus(status);
+    for (std::size_t index = 0; index < schema_of(callbacks).op.outputs(); ++index) {
+        if (ort::Status* status = api.ShapeInferContext_SetOutputTypeShape(context, index, x)) return status;
+    }
     return nullptr;
+}
+
+Schema schema(const Operator& op, Type type, const char* provider) {
+    ort::CustomOp callbacks = {};
+    callbacks.version = ort::kApiVersion;
+    callbacks.GetName = [](const ort::CustomOp* self) { return schema_of(self).name.c_str(); };
+    callbacks.GetExecutionProviderType = [](const ort::CustomOp* self) { return schema_of(self).provider; };
+    callbacks.GetInputType = element_type;
+    callbacks.GetInputTypeCount = [](const ort::CustomOp* self) { return schema_of(self).op.inputs(); };
+    callbacks.GetOutputType = element_type;
+    callbacks.GetOutputTypeCount = [](const ort::CustomOp* self) { return schema_of(self).op.outputs(); };
+    callbacks.GetInputCharacteristic = input_characteristic;
+    callbacks.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t) { return ort::Characteristic::kRequired; };
+    callbacks.GetInputMemoryType = [](const ort::CustomOp*, std::size_t) { return ort::MemoryType::kDefault; };
+    callbacks.InferOutputShapeFn = infer_shapes;
+    callbacks.GetStartVersion = [](const ort::CustomOp*) { return 1; };
+    callbacks.GetEndVersion = [](const ort::CustomOp*) { return 1; };
+    return {callbacks, op, type, provider, op.name(), nullptr};
 }
 
 }  // namespace
 
-Schema schema(Operator op, Type type, const char* provider) {
-    ort::CustomOp callbacks = {};
-    callbacks.version = ort::kApiVersion;
-    callbacks.GetName = [](const ort::CustomOp* self) { return name_of(schema_of(self).op); };
-    callbacks.GetExecutionProviderType = [](const ort::CustomOp* self) { return schema_of(self).provider; };
-    callbacks.GetInputType = element_type;
-    callbacks.GetInputTypeCount = [](const ort::CustomOp*) { return kInputs; };
-    callbacks.GetOutputType = element_type;
-    callbacks.GetOutputTypeCount = [](const ort::CustomOp*) { return kOutputs; };
-    callbacks.GetInputCharacteristic = characteristic;
-    callbacks.GetOutputCharacteristic = characteristic;
-    callbacks.GetInputMemoryType = [](const ort::CustomOp*, std::size_t) { return ort::MemoryType::kDefault; };
-    callbacks.GetStartVersion = [](const ort::CustomOp*) { return 1; };
-    callbacks.GetEndVersion = [](const ort::CustomOp*) { return 1; };
-    callbacks.InferOutputShapeFn = infer_shapes;
-    return {callbacks, op, type, provider, nullptr};
+std::vector<Schema> schemas(const char* provider) {
+    std::vector<Schema> all;
+    for (const Operator& op : operators()) {
+        for (int type = 0; type < kTypes; ++type) all.push_back(schema(op, static_cast<Type>(type), provider));
+    }
+    return all;
 }
 
 }  // namespace normfuse
