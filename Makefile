@@ -4,7 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types readme clean
+CXX ?= c++
+SANITIZED := build/sanitized
+
+.PHONY: demo test lint types readme sanitize clean
 
 demo: $(READY)
 	$(RUN) -m models.demo
@@ -15,6 +18,7 @@ test: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find normfuse/native -name '*.h' -o -name '*.cc')
 
 types: $(READY)
 	$(VENV)/bin/mypy
@@ -22,10 +26,17 @@ types: $(READY)
 readme: $(READY)
 	$(RUN) tools/check_readme.py
 
+# The tests of the native operators on a build that stops at an invalid access and at undefined behaviour.
+sanitize: $(READY)
+	$(VENV)/bin/cmake -S normfuse/native -B $(SANITIZED) -DNORMFUSE_SANITIZE=address,undefined
+	$(VENV)/bin/cmake --build $(SANITIZED)
+	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	NORMFUSE_REQUIRE_NATIVE=1 NORMFUSE_OPS_LIBRARY=$(SANITIZED)/libnormfuse_ops.so $(RUN) -m pytest -q tests/native
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,torch,demo,dev]'
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

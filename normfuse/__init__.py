@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from normfuse.pipeline import fuse, inspect
     from normfuse.report.records import FusionReport
     from normfuse.report.verdict import ValidationReport, Verdict
+    from normfuse.runtime.session import session
     from normfuse.spec import NormSpec
     from normfuse.validate import validate
 
@@ -47,6 +48,7 @@ _HOMES = {
     "inspect": "normfuse.pipeline",
     "load": "normfuse.io",
     "save": "normfuse.io",
+    "session": "normfuse.runtime.session",
     "validate": "normfuse.validate",
 }
 
@@ -69,6 +71,7 @@ __all__ = [
     "inspect",
     "load",
     "save",
+    "session",
     "validate",
 ]
 

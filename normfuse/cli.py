@@ -337,6 +337,27 @@ def validate(
     raise typer.Exit(_code(report.verdict))
 
 
+@app.command()
+def doctor(verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Say what is installed, and whether the native operators run."""
+    _set_up(verbose, quiet)
+    from normfuse.runtime.doctor import diagnose
+
+    _say(f"normfuse {__version__}\n{diagnose().table()}")
+
+
+@app.command("ops-path")
+def ops_path(verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Print the path of the library of native operators."""
+    _set_up(verbose, quiet)
+    from normfuse.runtime.library import find_library
+
+    library = find_library()
+    if not library.is_usable:
+        raise NormfuseError(f"the native operators: {library.problem}")
+    typer.echo(library.path)
+
+
 def main() -> None:
     """Run the command line and exit with a code of the contract."""
     try:

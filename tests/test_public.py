@@ -14,7 +14,7 @@ def test_names() -> None:
     assert sorted(normfuse.__all__) == [
         "ExportError", "Form", "FusionReport", "MissingDependency", "ModelIOError", "NormSpec", "NormfuseError",
         "Provider", "Target", "UnsupportedForm", "ValidationError", "ValidationReport", "Verdict", "export", "fuse",
-        "inspect", "load", "save", "validate",
+        "inspect", "load", "save", "session", "validate",
     ]  # fmt: skip
     for name in normfuse.__all__:
         assert getattr(normfuse, name) is not None

@@ -43,11 +43,13 @@ Schema schema(const Operator& op, Type type, const char* provider) {
     callbacks.GetOutputType = element_type;
     callbacks.GetOutputTypeCount = [](const ort::CustomOp* self) { return schema_of(self).op.outputs(); };
     callbacks.GetInputCharacteristic = input_characteristic;
-    callbacks.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t) { return ort::Characteristic::kRequired; };
+    callbacks.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t) {
+        return ort::Characteristic::kRequired;
+    };
     callbacks.GetInputMemoryType = [](const ort::CustomOp*, std::size_t) { return ort::MemoryType::kDefault; };
     callbacks.InferOutputShapeFn = infer_shapes;
+    // No last version: onnxruntime gives nodes of later versions of the domain to this one whatever it says.
     callbacks.GetStartVersion = [](const ort::CustomOp*) { return 1; };
-    callbacks.GetEndVersion = [](const ort::CustomOp*) { return 1; };
     return {callbacks, op, type, provider, op.name(), nullptr};
 }
 

@@ -12,8 +12,8 @@
 
 namespace normfuse {
 
-// One operator for one element type on one provider. onnxruntime hands the first member back to every callback. A provider
-// sets CreateKernelV2, KernelComputeV2 and KernelDestroy of the callbacks.
+// One operator for one element type on one provider. onnxruntime hands the first member back to every callback. A
+// provider sets CreateKernelV2, KernelComputeV2 and KernelDestroy of the callbacks.
 struct Schema {
     ort::CustomOp callbacks;
     Operator op;
