@@ -27,6 +27,7 @@ from normfuse.graph.tensors import byte_size
 from normfuse.memory import uncollected
 from normfuse.passes.convert_opset import convert_opset
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
+from normfuse.passes.fold_quantized import fold_quantized
 from normfuse.passes.lower_norms import lower_norms
 from normfuse.passes.merge_branches import Merge, merge_branches
 from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs, inline_functions
@@ -305,7 +306,8 @@ def _fuse_graph(
     for node in norms:
         if ledger.skips(node):
             ledger.decline(node, "left alone as asked: its name matches --skip")
-    _fold(fold_backward(graph, norms, reading()), editor, ledger)
+    _fold(fold_quantized(graph, norms, reading()), editor, ledger)
+    _fold(fold_backward(graph, _staying(norms), reading()), editor, ledger)
     _merge(graph, norms, reading, editor, ledger)
     _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
     sites = [site for site in _staying(norms).values() if isinstance(site, NormSite) and not ledger.skips(site.root)]

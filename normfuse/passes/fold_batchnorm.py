@@ -7,7 +7,7 @@ Identity, inference Dropout, further BatchNormalization, and Mul, Add, Sub, Div 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,10 +54,26 @@ class Fold:
 
 def fold_backward(graph: Iterable[ir.Node], norms: Norms, reading: Reading) -> list[Fold | Declined]:
     """Decide for the linear operators of ``graph`` whether the norms behind them fold into them. Changes nothing."""
+    return decide_backward(graph, norms, reading, read_linear, absorb)
+
+
+Read = Callable[[ir.Node, Reading], Linear | Declined | None]
+Absorb = Callable[[Linear, ChannelAffine, Reading], Rebuild | Declined]
+
+
+def decide_backward(
+    graph: Iterable[ir.Node], norms: Norms, reading: Reading, read: Read, absorb_into: Absorb
+) -> list[Fold | Declined]:
+    """The same for one kind of linear operators: how they are read (None: another kind), and absorb an affine map."""
     outcomes: list[Fold | Declined] = []
     for node in graph:
-        if is_linear(node) and _may_precede_norm(node):
-            outcomes.extend(_decide_backward(node, norms, reading))
+        if not is_linear(node) or not _may_precede_norm(node):
+            continue
+        linear = read(node, reading)
+        if isinstance(linear, Declined):
+            outcomes.extend(Declined(linear.reason, norm) for norm in _norms_after(node))
+        elif linear is not None:
+            outcomes.extend(_decide_backward(linear, norms, reading, absorb_into))
     return outcomes
 
 
@@ -77,17 +93,15 @@ def _may_precede_norm(node: ir.Node) -> bool:
     return False
 
 
-def _decide_backward(node: ir.Node, norms: Norms, reading: Reading) -> Iterable[Fold | Declined]:
-    linear = read_linear(node, reading)
-    if isinstance(linear, Declined):
-        return [Declined(linear.reason, norm) for norm in _norms_after(node)]
+def _decide_backward(linear: Linear, norms: Norms, reading: Reading, absorb_into: Absorb) -> Iterable[Fold | Declined]:
+    node = linear.node
     links = follow(node.outputs[0], linear.channels, norms, reading)
     if not any(link.is_norm for link in links):
         # The norm in front is read once more for its own reason: other channels, computed parameters, training mode.
         return [_why_not(norm, linear.channels, norms, reading, node) for norm in _norms_after(node)]
     affine = compose(links, linear.channels.count)
     removes = (node, *(link.node for link in links))
-    fold = _finish(linear, absorb(linear, affine, reading), links, removes, _remark(links, norms, reading))
+    fold = _finish(linear, absorb_into(linear, affine, reading), links, removes, _remark(links, norms, reading))
     if isinstance(fold, Declined):
         return [Declined(fold.reason, link.node) for link in links if link.is_norm]
     return [fold]

@@ -36,6 +36,9 @@ _LAZY_BYTES = 1 << 20
 """Weights that lie in a file and are larger than this are folded while they are saved, slice by slice."""
 
 
+ReadConstant = Callable[[ir.Value | None], Array | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A linear operator with constant weight.
@@ -80,11 +83,15 @@ class FoldedTensor(ir.LazyTensor):
         return np.ascontiguousarray(array[:: max(1, array.size // 4096)]).tobytes() + self._scale.tobytes()
 
 
-def read_linear(node: ir.Node, reading: Reading) -> Linear | Declined:
-    """Return ``node`` (Conv, ConvTranspose, Gemm or MatMul) as a linear map onto its output channels."""
+def read_linear(node: ir.Node, reading: Reading, array: ReadConstant | None = None) -> Linear | Declined:
+    """Return ``node`` (Conv, ConvTranspose, Gemm or MatMul) as a linear map onto its output channels.
+
+    array: what reads the weight and the bias, by default ``reading.constants.array``.
+    """
+    array = reading.constants.array if array is None else array
     if has_parameters(node):
         return Declined(f"an attribute of {node.op_type} '{describe(node)}' is a parameter of the function", node)
-    weight_at, weight = _weight(node, reading)
+    weight_at, weight = _weight(node, array)
     if weight is None:
         value = input_at(node, 1)
         if value is None:
@@ -97,7 +104,7 @@ def read_linear(node: ir.Node, reading: Reading) -> Linear | Declined:
     bias_at = None if node.op_type == "MatMul" else 2
     beta = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else 1.0
     bias_value = None if bias_at is None or beta == 0.0 else input_at(node, bias_at)
-    bias = reading.constants.array(bias_value)
+    bias = array(bias_value)
     if bias_value is not None and bias is None:
         obstacle = reading.constants.obstacle(bias_value)
         return Declined(f"the bias '{bias_value.name}' of {node.op_type} '{describe(node)}' {obstacle}", node)
@@ -110,11 +117,11 @@ def read_linear(node: ir.Node, reading: Reading) -> Linear | Declined:
     return Linear(node, weight_at, weight, bias_at, bias, layout, channels, beta)
 
 
-def _weight(node: ir.Node, reading: Reading) -> tuple[int, Array | None]:
+def _weight(node: ir.Node, array: ReadConstant) -> tuple[int, Array | None]:
     """Return the constant weight and which input it is: the second, or for MatMul the first, from the left."""
-    weight = reading.constants.array(input_at(node, 1))
+    weight = array(input_at(node, 1))
     if weight is None and node.op_type == "MatMul":
-        return 0, reading.constants.array(input_at(node, 0))
+        return 0, array(input_at(node, 0))
     return 1, weight
 
 
