@@ -388,7 +388,9 @@ def _lower(
         return ledger.options.only is None or identifier in ledger.options.only
 
     roots = {f"emit:{ledger.names[site.root]}": site.root for site in sites}
-    rewrites, declined = lower_norms(graph, sites, target.form, reading, editor, wanted, target.provider, ledger.names)
+    rewrites, declined = lower_norms(
+        graph, sites, target.form, reading, editor, wanted, target.provider, ledger.names, ledger.skips
+    )
     for outcome in declined:
         ledger.decline(outcome.at, outcome.reason)
     for rewrite in rewrites:

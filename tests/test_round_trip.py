@@ -22,6 +22,7 @@ from normfuse.spec import (
     Activation,
     AffineAxes,
     AffineLayout,
+    Batch,
     ComputeType,
     NormSpec,
     PerChannel,
@@ -53,13 +54,17 @@ NATIVE = {
 
 @dataclass(frozen=True)
 class Case:
-    """A norm, the shape of its x, and that of γ and β where it is not the obvious one."""
+    """A norm, the shape of its x, and that of γ and β where it is not the obvious one.
+
+    reads: False where what is written out is read as another spec of the same function, or without its affine.
+    """
 
     name: str
     spec: NormSpec
     shape: tuple[int, ...] = IMAGE
     residual: bool = False
     along: tuple[int, ...] | None = None
+    reads: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -91,6 +96,53 @@ CASES = (
     Case("layer, two axes", NormSpec(Trailing((-2, -1)), TEN_MICRO, affine=ALONG), SEQUENCE),
     Case("layer, no bias", NormSpec(Trailing((-1,)), TEN_MICRO, affine=replace(ALONG, bias=False)), SEQUENCE),
     Case("layer, residual", NormSpec(Trailing((-1,)), TEN_MICRO, affine=ALONG), SEQUENCE, residual=True),
+    Case("layer, scale per row", NormSpec(Trailing((-2, -1)), TEN_MICRO, affine=ALONG), SEQUENCE, along=(4, 1)),
+    Case(
+        "layer, scale of the last axis",
+        NormSpec(Trailing((-2, -1)), TEN_MICRO, affine=ALONG),
+        SEQUENCE,
+        along=(32,),
+        reads=False,
+    ),
+    Case("layer, no affine", NormSpec(Trailing((-1,)), TEN_MICRO), SEQUENCE),
+    Case("layer, bias", NormSpec(Trailing((-1,)), TEN_MICRO, affine=replace(ALONG, scale=False)), SEQUENCE),
+    Case("layer, GELU", NormSpec(Trailing((-1,)), TEN_MICRO, affine=ALONG, activation=Activation.GELU), SEQUENCE),
+    Case("layer, an inner axis", NormSpec(Trailing((-2,)), TEN_MICRO), SEQUENCE),
+    Case("layer, axes with a gap", NormSpec(Trailing((-3, -1)), TEN_MICRO), SEQUENCE),
+    Case("layer, of channels", NormSpec(Trailing((-3,)), TEN_MICRO, affine=ALONG), along=(6, 1, 1)),
+    Case(
+        "layer, no bias, residual, SiLU",
+        NormSpec(Trailing((-1,)), TEN_MICRO, affine=replace(ALONG, bias=False), activation=Activation.SILU),
+        SEQUENCE,
+        residual=True,
+    ),
+    Case("group, residual", NormSpec(PerGroup(2), TEN_MICRO, affine=BOTH), residual=True),
+    Case("instance, ReLU", NormSpec(PerChannel(), TEN_MICRO, affine=BOTH, activation=Activation.RELU)),
+    Case("instance, bias", NormSpec(PerChannel(), TEN_MICRO, affine=AffineLayout(bias=True))),
+    Case("batch statistics", NormSpec(Batch(), TEN_MICRO, affine=BOTH)),
+    Case("batch, channels last", NormSpec(Stored(), MILLI, affine=BOTH, channel_axis=-1), (2, 4, 5, 6)),
+    Case(
+        "rms, of channels",
+        NormSpec(Trailing((-3,)), MICRO, centred=False, affine=replace(ALONG, bias=False)),
+        along=(6, 1, 1),
+    ),
+    Case("rms, of positions", NormSpec(PerChannel(), MICRO, centred=False, affine=BOTH), reads=False),
+    Case("rms, of groups", NormSpec(PerGroup(2), MICRO, centred=False, affine=BOTH), reads=False),
+    Case("rms, no affine", NormSpec(Trailing((-1,)), MICRO, centred=False), SEQUENCE),
+    Case(
+        "rms, scale of the shape of x",
+        NormSpec(Trailing((-1,)), MICRO, centred=False, affine=replace(ALONG, bias=False)),
+        SEQUENCE,
+        along=SEQUENCE,
+        reads=False,
+    ),
+    Case("rms, bias", NormSpec(Trailing((-1,)), MICRO, centred=False, affine=ALONG), SEQUENCE, reads=False),
+    Case(
+        "rms, residual",
+        NormSpec(Trailing((-1,)), MICRO, centred=False, affine=replace(ALONG, bias=False)),
+        SEQUENCE,
+        residual=True,
+    ),
     Case(
         "layer, float32 statistics",
         NormSpec(Trailing((-1,)), TEN_MICRO, affine=ALONG, compute_type=ComputeType.FLOAT),
@@ -115,6 +167,8 @@ GRID = [
 @pytest.mark.parametrize(("dtype", "opset", "static"), GRID)
 def test_reads_back_and_computes_the_same(dtype: ir.DataType, opset: int, static: bool, form: Form) -> None:
     for case in CASES:
+        if case.spec.activation is Activation.GELU and opset < 9:
+            continue  # declined: Erf came with opset 9
         model, site, arrays = placeholder(case, dtype, opset, static=static)
         reading = reading_of(model)
         replacement = emit(site, form, reading, opset)
@@ -128,7 +182,8 @@ def test_reads_back_and_computes_the_same(dtype: ir.DataType, opset: int, static
         if form is not Form.ORT:  # onnx.checker does not know what onnxruntime adds to the default domain
             onnx.checker.check_model(ir.to_proto(model), full_check=True)
         assert [value.name for value in model.graph.outputs] == ["y"]
-        check_reading(case, dtype, opset, form, model, static=static)
+        if case.reads or model.functions:
+            check_reading(case, dtype, opset, form, model, static=static)
         check_numbers(case, dtype, opset, model, arrays)
 
 
@@ -195,6 +250,8 @@ def check_numbers(case: Case, dtype: ir.DataType, opset: int, model: ir.Model, a
     )
     if dtype == BF16 and (not runs or {"GroupNormalization", "Add"} & set(node_types(model))):
         return  # no runtime here computes it
+    if dtype == F64 and case.spec.activation is Activation.GELU:
+        return  # onnxruntime has no Erf for float64, and onnx.reference computes it in float32
     # onnxruntime does not know the newest opset yet.
     on_runtime = runs and opset < NEWEST
     results = [run(model, feeds)[0]] if on_runtime else []

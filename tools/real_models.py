@@ -84,6 +84,71 @@ def transformers_llama() -> Built:
     return LlamaModel(config), (torch.arange(24).reshape(2, 12),)
 
 
+def transformers_gpt2() -> Built:
+    """GPT-2 of transformers: LayerNorm."""
+    import torch
+    from transformers import GPT2Config, GPT2Model
+
+    config = GPT2Config(vocab_size=120, n_embd=32, n_layer=2, n_head=4, n_positions=32, use_cache=False)
+    return GPT2Model(config), (torch.arange(24).reshape(2, 12),)
+
+
+def transformers_gemma() -> Built:
+    """Gemma of transformers: RMSNorm with the weight 1 + w."""
+    import torch
+    from transformers import GemmaConfig, GemmaModel
+
+    config = GemmaConfig(
+        vocab_size=120,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        use_cache=False,
+    )
+    return GemmaModel(config), (torch.arange(24).reshape(2, 12),)
+
+
+def transformers_t5() -> Built:
+    """The encoder of T5 of transformers, whose other attention than eager torch cannot export: RMSNorm."""
+    import torch
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=120, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, attn_implementation="eager"
+    )
+    return T5EncoderModel(config), (torch.arange(24).reshape(2, 12),)
+
+
+def transformers_convnextv2() -> Built:
+    """ConvNeXt V2 of transformers: LayerNorm, channels first and last, and global response norm."""
+    from transformers import ConvNextV2Config, ConvNextV2Model
+
+    config = ConvNextV2Config(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
+    return ConvNextV2Model(config), (_image(1, 3, 64, 64),)
+
+
+def transformers_wav2vec2() -> Built:
+    """Wav2Vec 2 of transformers: GroupNorm over time, LayerNorm, a weight norm on a Conv."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    config = Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=[16, 16],
+        conv_stride=[5, 2],
+        conv_kernel=[10, 3],
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    return Wav2Vec2Model(config), (_image(1, 800),)
+
+
 def diffusers_unet2d() -> Built:
     """UNet2DModel of diffusers: GroupNorm + SiLU."""
     import torch
@@ -95,6 +160,59 @@ def diffusers_unet2d() -> Built:
         norm_num_groups=8,
     )  # fmt: skip
     return model, (_image(1, 3, 16, 16), torch.tensor([7]))
+
+
+def diffusers_autoencoder() -> Built:
+    """AutoencoderKL of diffusers: GroupNorm + SiLU, and before attention without."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        sample_size=16,
+    )
+    return model, (_image(1, 3, 16, 16),)
+
+
+def diffusers_dit() -> Built:
+    """DiT of diffusers: LayerNorm without parameters, scaled and shifted by the condition."""
+    import torch
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        norm_num_groups=4,
+    )
+    return model, (_image(1, 4, 8, 8), torch.tensor([7]), torch.tensor([3]))
+
+
+def diffusers_sd3() -> Built:
+    """SD3Transformer2DModel of diffusers: LayerNorm by the condition, RMSNorm of queries and keys."""
+    import torch
+    from diffusers import SD3Transformer2DModel
+
+    model = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+    return model, (_image(1, 4, 8, 8), _image(1, 6, 16), _image(1, 16), torch.tensor([7]))
 
 
 def monai_unet_batch() -> Built:
@@ -129,6 +247,13 @@ def monai_segresnet_batch() -> Built:
     return SegResNet(2, init_filters=8, in_channels=1, out_channels=2, norm="BATCH"), (_image(1, 1, 32, 32),)
 
 
+def timm_bit() -> Built:
+    """BiT of timm: GroupNorm and ReLU before each convolution, whose weights are standardised."""
+    import timm
+
+    return timm.create_model("resnetv2_50x1_bit", pretrained=False, num_classes=10), (_image(1, 3, 64, 64),)
+
+
 def pytorchcv_resnet18() -> Built:
     """ResNet-18 of pytorchcv at 224: BatchNorm."""
     from pytorchcv.models.resnet import resnet18
@@ -155,11 +280,20 @@ MODELS: tuple[Callable[[], Built], ...] = (
     transformers_segformer,
     transformers_bert,
     transformers_llama,
+    transformers_gpt2,
+    transformers_gemma,
+    transformers_t5,
+    transformers_convnextv2,
+    transformers_wav2vec2,
     diffusers_unet2d,
+    diffusers_autoencoder,
+    diffusers_dit,
+    diffusers_sd3,
     monai_unet_batch,
     monai_unet_instance,
     monai_segresnet_group,
     monai_segresnet_batch,
+    timm_bit,
     pytorchcv_resnet18,
     pytorchcv_mobilenetv2,
     pytorchcv_densenet121,

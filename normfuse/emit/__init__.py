@@ -17,6 +17,16 @@ from normfuse.graph.reading import is_op, is_standard
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.spec import Activation, Stored
 
+__all__ = [
+    "EMITTERS",
+    "Emitter",
+    "advice",
+    "custom_operator",
+    "emit",
+    "is_written",
+    "says_the_same",
+]
+
 _CAST = ("", "Cast")
 
 Emitter = Callable[[NormSite, Reading, int, Provider], Replacement | Declined | None]

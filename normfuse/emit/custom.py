@@ -41,6 +41,7 @@ from normfuse.emit.writing import (
     Draft,
     channel_count,
     copied,
+    lies_along,
     output_type,
     role,
     sizes_of,
@@ -114,7 +115,7 @@ def _trailing_operator(site: NormSite, opset: int, rank: int | None) -> Operator
     if spec.statistics.axes != tuple(range(axis, 0)):
         return None
     if (spec.affine.scale or spec.affine.bias) and (
-        spec.affine.axes is not AffineAxes.NORMALISED or normalised_sizes(site) is None
+        spec.affine.axes is not AffineAxes.NORMALISED or normalised_sizes(site) is None or not lies_along(site)
     ):
         return None
     if opset < 11:
@@ -214,7 +215,8 @@ def normalised_sizes(site: NormSite) -> tuple[int, ...] | None:
 
 def _exactly(draft: Draft, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
     """Return a parameter that broadcasts against ``sizes`` in that shape."""
-    if value.shape is not None and value.shape == ir.Shape(sizes):
+    assert value.shape is not None
+    if value.shape == ir.Shape(sizes):
         return value
     array, dtype = draft.array(value), value.dtype
     assert dtype is not None
@@ -222,12 +224,12 @@ def _exactly(draft: Draft, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
         # Leading axes are of size one: it lies along the normalised axes.
         flat = array.reshape(array.shape[max(0, array.ndim - len(sizes)) :])
         return draft.constant(f"{value.name}_along", np.broadcast_to(flat, sizes), dtype)
-    if value.shape is not None and value.shape.is_static() and math.prod(value.shape.numpy()) == math.prod(sizes):
+    if value.shape.is_static() and math.prod(value.shape.numpy()) == math.prod(sizes):
         return draft.reshaped(value, sizes)
     # 1 · γ is γ, at every opset.
     ones = draft.constant("ones", np.ones(sizes), dtype)
     product = draft.op("Mul", ones, value)
-    return product if value.shape is not None and value.shape.rank() <= len(sizes) else draft.reshaped(product, sizes)
+    return product if value.shape.rank() <= len(sizes) else draft.reshaped(product, sizes)
 
 
 def _type(site: NormSite) -> ir.DataType:

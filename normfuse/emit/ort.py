@@ -19,7 +19,17 @@ from normfuse.emit.kernels import has_kernel
 from normfuse.emit.primitive import emit_primitive, total
 from normfuse.emit.standard import emit_standard, operator_of
 from normfuse.emit.target import Provider
-from normfuse.emit.writing import Draft, channel_count, copied, output_type, role, type_of, unwritable, wide_type
+from normfuse.emit.writing import (
+    Draft,
+    channel_count,
+    copied,
+    lies_along,
+    output_type,
+    role,
+    type_of,
+    unwritable,
+    wide_type,
+)
 from normfuse.graph.editing import Replacement
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.spec import AffineAxes, ComputeType, PerGroup, Trailing, canonical
@@ -61,7 +71,7 @@ def ort_operator(site: NormSite, reading: Reading, opset: int) -> str | None:
         return None
     along = spec.affine.scale and spec.affine.axes is AffineAxes.NORMALISED
     saved = any(role(site, output) != "sum" for output in site.extra_outputs)
-    if not along or saved or (spec.affine.bias and not spec.centred):
+    if not along or not lies_along(site) or saved or (spec.affine.bias and not spec.centred):
         return None  # the kernels compute no saved statistics
     if statistics.axes == (-1,) and _takes_residual(site, reading, rank):
         return "SkipLayerNormalization" if spec.centred else "SkipSimplifiedLayerNormalization"

@@ -133,7 +133,8 @@ def _operator_type(site: NormSite, opset: int, operator: str) -> ir.DataType:
         return wide
     if site.spec.compute_type is ComputeType.DOUBLE:
         return wide
-    if own in HALVES and (operands.residual is not None or site.spec.activation is not Activation.NONE):
+    added = operator == "RMSNormalization" and operands.bias is not None
+    if own in HALVES and (added or operands.residual is not None or site.spec.activation is not Activation.NONE):
         return wide
     stashes = operator in ("LayerNormalization", "RMSNormalization", "GroupNormalization")
     if own in HALVES and not stashes and site.spec.compute_type is ComputeType.FLOAT:
@@ -145,7 +146,10 @@ def _operator_type(site: NormSite, opset: int, operator: str) -> ir.DataType:
 
 
 def _emit_trailing(site: NormSite, reading: Reading, opset: int, operator: str) -> Replacement:
-    """Write LayerNormalization or RMSNormalization; stash_type stays 1, which widens half types and narrows nothing."""
+    """Write LayerNormalization or RMSNormalization, which takes no β: it is added after.
+
+    stash_type stays 1, which widens half types and narrows nothing.
+    """
     draft, spec = Draft(opset, reading.constants), site.spec
     dtype = _operator_type(site, opset, operator)
     x = total(site, draft, dtype)
@@ -156,6 +160,7 @@ def _emit_trailing(site: NormSite, reading: Reading, opset: int, operator: str) 
         shape = _normalised_shape(site)
         assert shape is not None
         parameters.insert(0, draft.constant("ones", np.ones(shape), dtype))
+    shift = parameters.pop() if operator == "RMSNormalization" and len(parameters) == 2 else None
     extras = {output: role(site, output) for output in site.extra_outputs}
     count = 3 if "inverse deviation" in extras.values() else 2 if "mean" in extras.values() else 1
     y = draft.op(
@@ -163,7 +168,8 @@ def _emit_trailing(site: NormSite, reading: Reading, opset: int, operator: str) 
     )
     node = y.producer()
     assert node is not None
-    rewires = [(site.output, _finished(site, draft, y))]
+    shifted = y if shift is None else draft.op("Add", y, shift)
+    rewires = [(site.output, _finished(site, draft, shifted))]
     for output, what in extras.items():
         if what == "sum":
             rewires.append((output, x if output.dtype is None else draft.cast(x, output.dtype)))

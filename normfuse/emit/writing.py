@@ -11,7 +11,7 @@ import onnx_ir as ir
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Replacement, initializer
 from normfuse.graph.site import Declined, NormSite
-from normfuse.spec import Activation, ComputeType
+from normfuse.spec import Activation, ComputeType, Trailing
 
 Array = npt.NDArray[np.generic]
 
@@ -262,6 +262,17 @@ def role(site: NormSite, output: ir.Value) -> str:
     if op_type == "SimplifiedLayerNormalization" or index == 2:
         return "inverse deviation"
     return "mean"
+
+
+def lies_along(site: NormSite) -> bool:
+    """Whether γ and β are known to vary along normalised axes only: RMSNormalization-23 takes a γ of the shape of x."""
+    assert isinstance(site.spec.statistics, Trailing)
+    count = len(site.spec.statistics.axes)
+    present = (site.operands.scale, site.operands.bias)
+    return all(
+        value is None or (value.shape is not None and all(size == 1 for size in list(value.shape)[:-count]))
+        for value in present
+    )
 
 
 def sizes_of(value: ir.Value, count: int) -> tuple[int, ...] | None:

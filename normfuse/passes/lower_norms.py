@@ -11,12 +11,13 @@ from dataclasses import fields
 
 import onnx_ir as ir
 
-from normfuse.emit import emit, is_written, says_the_same
+from normfuse.emit import custom_operator, emit, is_written, says_the_same
 from normfuse.emit.target import Form, Provider
 from normfuse.emit.writing import detach, is_detached
 from normfuse.graph.editing import Editor, Replacement, describe, refusal
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.recognise import find_norms
+from normfuse.recognise.surroundings import with_activation, with_residual
 from normfuse.report.records import Rewrite
 
 
@@ -29,22 +30,27 @@ def lower_norms(
     wanted: Callable[[str], bool],
     provider: Provider = Provider.CPU,
     names: Mapping[ir.Node, str] | None = None,
+    spared: Callable[[ir.Node], bool] = lambda _: False,
 ) -> tuple[list[Rewrite], list[Declined]]:
     """Write the ``sites`` of ``graph`` in ``form``; return what was done, and what was left alone and why.
 
     sites: as :func:`find_norms` read them; those whose operands a fold has replaced meanwhile are read again.
     A norm that is already in ``form`` stays as it is, so doing this twice changes nothing.
     wanted: whether the rewrite of that id is selected. names: those of the norms, by root, of which ids are made; where
-    there are none, the name of the norm's output.
+    there are none, the name of the norm's output. spared: whether a node around a norm is to be left alone.
     """
     names = names or {}
     decided: list[tuple[NormSite, str, Replacement]] = []
     declined: list[Declined] = []
-    for site in _current(graph, sites, reading):
+    current = _current(graph, sites, reading)
+    claimed = {node for site in current for node in site.interior}
+    for site in current:
         rewrite_id = f"emit:{names.get(site.root, site.output.name)}"
-        if site.root.graph is not graph or is_written(site, form, reading, reading.opset, provider):
+        if site.root.graph is not graph or not wanted(rewrite_id):
             continue
-        if not wanted(rewrite_id):
+        if form is Form.CUSTOM:
+            site = _grown(site, reading, claimed, spared)
+        if is_written(site, form, reading, reading.opset, provider):
             continue
         replacement = emit(site, form, reading, reading.opset, provider)
         if isinstance(replacement, Declined):
@@ -64,7 +70,34 @@ def lower_norms(
         editor.apply(replacement, site.root)
         into = tuple(describe(node) for node in replacement.adds)
         rewrites.append(Rewrite(rewrite_id, "emit", nodes, into, f"{site.spelling} as {form.value}"))
+    if any(site.extra_outputs and site.operands.residual is not None for site, _, _ in decided):
+        graph.sort()  # a sum is now written where the norm stands, and may be read before
     return rewrites, declined
+
+
+def _grown(site: NormSite, reading: Reading, claimed: set[ir.Node], spared: Callable[[ir.Node], bool]) -> NormSite:
+    """Return ``site`` with the residual before it and the activation after it, where its operator takes them in.
+
+    claimed: the nodes of all norms, to which those are added.
+    """
+    for grow in (with_residual, with_activation):
+        candidate = grow(site, reading)
+        around = set(candidate.interior) - set(site.interior)
+        if around & claimed or any(spared(node) for node in around) or _could_loop(candidate, reading):
+            continue
+        if custom_operator(candidate, reading.opset, reading.ranks.of(candidate.operands.x)) is not None:
+            claimed |= around
+            site = candidate
+    return site
+
+
+def _could_loop(site: NormSite, reading: Reading) -> bool:
+    """Whether γ or β may be computed from an extra output of ``site``, which would then read itself."""
+    parameters = (site.operands.scale, site.operands.bias)
+    return bool(site.extra_outputs) and any(
+        value is not None and value.producer() is not None and reading.constants.array(value) is None
+        for value in parameters
+    )
 
 
 def _current(graph: ir.Graph | ir.Function, sites: Sequence[NormSite], reading: Reading) -> list[NormSite]:

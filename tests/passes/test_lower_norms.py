@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from normfuse.emit.target import Form
@@ -55,6 +56,62 @@ def test_norms_in_a_row_keep_the_numbers_and_the_names() -> None:
     (after,) = run(model, {"x": x})
     # Three norms of some ten roundings each, amplified by less than 8, of values below 32.
     assert np.abs(after - before).max() < 3 * 10 * 8 * 32 * np.finfo(np.float32).eps
+
+
+AROUND = """<ir_version: 10, opset_import: ["": 20]> g (float[N,6,8] x, float[N,6,8] r) => (float[N,6,8] y, float[N,6,8] z)
+    <float[8] s = {1, 2, 3, 4, 5, 6, 7, 8}, float[8] b = {5, 6, 7, 8, 1, 2, 3, 4}>
+    {
+      sum = Add (x, r)
+      [early] e = Neg (sum)
+      n = LayerNormalization (sum, s, b)
+      [gelu] a = Gelu (n)
+      t = Add (a, e)
+      m = LayerNormalization (t, s, b)
+      [sigmoid] g = Sigmoid (m)
+      y = Mul (m, g)
+      z = Add (sum, t)
+    }"""
+
+
+def test_custom_takes_in_what_stands_around_a_norm() -> None:
+    feeds = {name: np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32) for name in ("x", "r")}
+    before = run(model_of(AROUND), feeds)
+    model = model_of(AROUND)
+    rewrites, declined = lowered(model, Form.CUSTOM)
+    assert not declined
+    assert [entry.id for entry in rewrites] == ["emit:n", "emit:m"]
+    assert node_types(model) == ["AddLayerNormGeluWithSum", "Neg", "AddLayerNormSiluWithSum", "Add"]
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    for old, new in zip(before, run(model, feeds), strict=True):
+        # Two norms of some twenty roundings each, amplified by less than 8, of values below 32.
+        assert np.abs(new - old).max() < 2 * 20 * 8 * 32 * np.finfo(np.float32).eps
+    assert lowered(model, Form.CUSTOM) == ([], [])
+
+
+def test_what_is_to_be_left_alone_stays_around_the_norm() -> None:
+    model = model_of(AROUND)
+    reading = reading_of(model)
+    sites = [site for site in find_norms(model.graph, reading) if isinstance(site, NormSite)]
+    spared = {node for node in model.graph if node.name in ("gelu", "sigmoid")}
+    lower_norms(
+        model.graph, sites, Form.CUSTOM, reading, Editor(model), lambda _: True, spared=lambda node: node in spared
+    )
+    assert node_types(model) == [
+        "AddLayerNormWithSum", "Neg", "Gelu", "AddLayerNormWithSum", "Sigmoid", "Mul", "Add",
+    ]  # fmt: skip
+
+
+def test_a_sum_on_which_the_scale_depends_stays_outside() -> None:
+    text = AROUND.replace("n = LayerNormalization (sum, s, b)", "k = ReduceMax <keepdims = 0> (e) q = Mul (s, k) "
+                          "n = LayerNormalization (sum, q, b)")  # fmt: skip
+    feeds = {name: np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32) for name in ("x", "r")}
+    before = run(model_of(text), feeds)
+    model = model_of(text)
+    lowered(model, Form.CUSTOM)
+    assert node_types(model)[:5] == ["Add", "Neg", "ReduceMax", "Mul", "LayerNormGelu"]
+    for old, new in zip(before, run(model, feeds), strict=True):
+        # As above, with γ up to 32 times as large.
+        assert np.abs(new - old).max() < 32 * 2 * 20 * 8 * 32 * np.finfo(np.float32).eps
 
 
 def test_a_part_is_replayed_by_id() -> None:
