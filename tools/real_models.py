@@ -2,10 +2,12 @@
 
     python tools/real_models.py                   builds an environment in build/real-models, runs there
     python tools/real_models.py --here resnet     runs in this environment, the models whose name contains "resnet"
+    python tools/real_models.py --opset 18 --form standard custom ort primitive
 
 Architectures come from transformers, diffusers, monai and pytorchcv, built from their configurations: no weights are
 downloaded. Every norm gets random statistics that are not 0 and 1. For each model: norms before and after, nodes, the
-worst error as a share of what its budget allows, the verdict, and the seconds of export, fuse and validate.
+worst error as a share of what its budget allows, the verdict, and the seconds of export, fuse and validate; and how many
+norms are still written in several operators (all are in the form primitive, and where the opset has no operator).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import tempfile
 import time
 import venv
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -311,8 +313,16 @@ def norm_counts(model: ir.Model) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
 
-def row(build: Callable[[], Built], form: str) -> list[str]:
-    """Export, fuse and validate one model; return its row of the table."""
+def decomposed(model: ir.Model) -> int:
+    """Return how many norms of a model are written in several operators; batch norms as arithmetic are none."""
+    import normfuse
+
+    records = normfuse.inspect(model, normfuse.Target(normfuse.Form.CUSTOM)).norms
+    return sum(len(record.nodes) > 1 for record in records if record.norm != "batch")
+
+
+def rows(build: Callable[[], Built], forms: list[str], opset: int | None) -> Iterator[list[str]]:
+    """Export one model, fuse and validate it in every form; yield a row of the table for each."""
     import normfuse
     from models.statistics import randomise_statistics, seeded
     from normfuse.emit.target import Form
@@ -320,26 +330,29 @@ def row(build: Callable[[], Built], form: str) -> list[str]:
     with seeded(0), contextlib.redirect_stdout(open(os.devnull, "w")):
         module, inputs = build()
     module = randomise_statistics(module.eval(), seed=1)
-    clock = [time.perf_counter()]
-    original = normfuse.export(module, inputs)
-    clock.append(time.perf_counter())
-    fused, report = normfuse.fuse(original, normfuse.Target(Form(form)))
-    clock.append(time.perf_counter())
-    verdict = normfuse.validate(original, fused)
-    clock.append(time.perf_counter())
-    shares = [check.error / check.allowed for check in verdict.checks if check.allowed > 0]
-    seconds = "/".join(f"{after - before:.1f}" for before, after in itertools.pairwise(clock))
-    legs = " ".join(f"{leg.name}:{leg.verdict.value}" for leg in verdict.legs)
-    return [
-        build.__name__,
-        norm_counts(original),
-        norm_counts(fused),
-        f"{report.nodes.before}→{report.nodes.after}",
-        f"{max(shares):.2f}" if shares else "-",
-        legs,
-        seconds,
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f}",
-    ]
+    start = time.perf_counter()
+    original = normfuse.export(module, inputs, opset=opset)
+    exporting = time.perf_counter() - start
+    for form in forms:
+        clock = [time.perf_counter()]
+        fused, report = normfuse.fuse(original, normfuse.Target(Form(form)))
+        clock.append(time.perf_counter())
+        verdict = normfuse.validate(original, fused)
+        clock.append(time.perf_counter())
+        shares = [check.error / check.allowed for check in verdict.checks if check.allowed > 0]
+        seconds = [exporting, *(after - before for before, after in itertools.pairwise(clock))]
+        yield [
+            build.__name__,
+            form,
+            norm_counts(original),
+            norm_counts(fused),
+            str(decomposed(fused)),
+            f"{report.nodes.before}→{report.nodes.after}",
+            f"{max(shares):.2f}" if shares else "-",
+            " ".join(f"{leg.name}:{leg.verdict.value}" for leg in verdict.legs),
+            "/".join(f"{each:.1f}" for each in seconds),
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f}",
+        ]
 
 
 def build_environment(folder: Path) -> Path:
@@ -354,24 +367,26 @@ def build_environment(folder: Path) -> Path:
     return python
 
 
-def run(names: list[str], form: str) -> int:
+def run(names: list[str], forms: list[str], opset: int | None) -> int:
     """Print the table; return 1 if any model is not equivalent."""
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(ROOT))
     print(
-        "| model | norms before | after | nodes | worst error / allowed | verdict | export/fuse/validate s | peak GB |"
+        "| model | form | norms before | after | of several operators | nodes | worst error / allowed | verdict "
+        "| export/fuse/validate s | peak GB |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---" * 10 + "|")
     failed = 0
     for build in MODELS:
         if names and not any(name in build.__name__ for name in names):
             continue
         try:
-            cells = row(build, form)
+            for cells in rows(build, forms, opset):
+                failed += "DIVERGENT" in cells[-3]
+                print(f"| {' | '.join(cells)} |", flush=True)
         except Exception as error:
-            cells = [build.__name__, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"]
-        failed += "DIVERGENT" in cells[-3 if len(cells) > 3 else -1] or len(cells) < 3
-        print(f"| {' | '.join(cells)} |", flush=True)
+            failed += 1
+            print(f"| {build.__name__} | {type(error).__name__}: {str(error).splitlines()[0][:120]} |", flush=True)
     return 1 if failed else 0
 
 
@@ -380,14 +395,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="run only models whose name contains one of these")
     parser.add_argument("--here", action="store_true", help="run in this environment")
-    parser.add_argument("--form", default="auto")
+    parser.add_argument("--form", nargs="+", default=["auto"])
+    parser.add_argument("--opset", type=int, help="the opset of the export")
     parser.add_argument("--environment", type=Path, default=ROOT / "build" / "real-models")
     arguments = parser.parse_args()
     if arguments.here:
-        sys.exit(run(arguments.names, arguments.form))
+        sys.exit(run(arguments.names, arguments.form, arguments.opset))
     python = build_environment(arguments.environment)
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(python), str(Path(__file__).resolve()), "--here", "--form", arguments.form, *arguments.names]
+        command = [str(python), str(Path(__file__).resolve()), *arguments.names, "--here", "--form", *arguments.form]
+        command += ["--opset", str(arguments.opset)] if arguments.opset else []
         sys.exit(subprocess.run(command, cwd=folder, check=False).returncode)
 
 

@@ -70,7 +70,7 @@ def emit_custom(site: NormSite, reading: Reading, opset: int) -> Replacement | D
     if objection is not None:
         return objection
     operator = custom_operator(site, opset, reading.ranks.of(site.operands.x))
-    if operator is None or (operator.name in _TRAILING and _has_wide_parameter(site, reading)):
+    if operator is None:
         return emit_standard(site, reading, opset)
     if site.spec.affine.axes is AffineAxes.GROUP and channel_count(site) is None:
         return Declined(
@@ -94,18 +94,6 @@ def custom_operator(site: NormSite, opset: int, rank: int | None) -> Operator | 
     if isinstance(statistics, PerGroup):
         return Operator("GroupNorm", (("num_groups", statistics.groups),))
     return Operator("InstanceNorm") if isinstance(statistics, PerChannel) else None
-
-
-def _has_wide_parameter(site: NormSite, reading: Reading) -> bool:
-    """Whether γ or β has sizes above 1 before the normalised axes: torch gives an RMSNorm without weight ones like x."""
-    assert isinstance(site.spec.statistics, Trailing)
-    count = len(site.spec.statistics.axes)
-    for value in (site.operands.scale, site.operands.bias):
-        array = reading.constants.array(value)
-        shape = array.shape if array is not None else () if value is None or value.shape is None else tuple(value.shape)
-        if any(size != 1 for size in shape[:-count]):
-            return True
-    return False
 
 
 def _trailing_operator(site: NormSite, opset: int, rank: int | None) -> Operator | None:

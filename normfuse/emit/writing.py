@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -133,17 +134,24 @@ class Draft:
 
     def activated(self, value: ir.Value, activation: Activation) -> ir.Value:
         """Write the activation; SiLU as Sigmoid and Mul, GELU with the error function."""
-        if activation is Activation.RELU:
-            return self.op("Relu", value)
-        if activation is Activation.SILU:
-            return self.op("Mul", value, self.op("Sigmoid", value))
-        if activation is Activation.GELU:
-            dtype = value.dtype
-            assert dtype is not None
-            error = self.op("Erf", self.op("Div", value, self.constant("sqrt_two", np.sqrt(2.0), dtype)))
-            half = self.op("Mul", value, self.constant("half", 0.5, dtype))
-            return self.op("Mul", half, self.op("Add", error, self.constant("one", 1.0, dtype)))
-        return value
+        match activation:
+            case Activation.NONE:
+                return value
+            case Activation.RELU:
+                return self.op("Relu", value)
+            case Activation.SILU:
+                return self.op("Mul", value, self.op("Sigmoid", value))
+            case Activation.GELU:
+                return self._gelu(value)
+            case _:
+                assert_never(activation)
+
+    def _gelu(self, value: ir.Value) -> ir.Value:
+        dtype = value.dtype
+        assert dtype is not None
+        error = self.op("Erf", self.op("Div", value, self.constant("sqrt_two", np.sqrt(2.0), dtype)))
+        half = self.op("Mul", value, self.constant("half", 0.5, dtype))
+        return self.op("Mul", half, self.op("Add", error, self.constant("one", 1.0, dtype)))
 
     def replacement(
         self,
