@@ -138,9 +138,8 @@ class Editor:
         for index, value in enumerate(node.inputs):
             if value is None:
                 continue
-            plain = value.is_initializer() and not value.is_graph_input() and not value.is_graph_output()
-            if plain and value.graph is not None and len(value.uses()) == 1:
-                value.graph.initializers.pop(str(value.name), None)
+            if value.is_initializer() and len(value.uses()) == 1 and _is_private(value):
+                del value.graph.initializers[value.name]  # type: ignore[union-attr, arg-type]
                 continue
             node.replace_input_with(index, None)
             yield value
@@ -244,6 +243,11 @@ def _same(one: ir.Function, other: ir.Function) -> bool:
         proto.ClearField("overload")
         proto.ClearField("value_info")
     return bool(first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True))
+
+
+def _is_private(value: ir.Value) -> bool:
+    """Whether an initializer is nothing to callers: no input that they may override, no result."""
+    return not value.is_graph_input() and not value.is_graph_output()
 
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:
