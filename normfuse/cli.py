@@ -6,11 +6,13 @@ Heavy packages are imported inside the commands, so that ``--help`` answers at o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -198,11 +200,10 @@ def _fuse_and_save(
 
         verdict = compare(baseline(reference, options), candidate, providers=(target.provider,))
         report = replace(report, validation=verdict)
-    if report_file is not None:
-        _write_json(report_file, schema.fusion_report(report))
     code = _code(report.validation.verdict) if report.validation is not None else 0
-    if code == 0:
-        io.save(candidate, output)
+    with _json_beside(report_file, schema.fusion_report(report)):
+        if code == 0:
+            io.save(candidate, output)
     _say(table.fusion_report(report))
     if code == 0:
         _say(f"wrote {output}" + ("" if report.rewrites or not validate else " (nothing changed, nothing to verify)"))
@@ -290,19 +291,26 @@ def _code(verdict: Verdict) -> int:
     return {"EQUIVALENT": 0, "DIVERGENT": DIVERGENT, "NOT_RUN": NOT_VERIFIED}[verdict.value]
 
 
-def _write_json(path: Path, content: object) -> None:
-    """Write beside, then rename, so that a reader never sees half a file."""
+@contextlib.contextmanager
+def _json_beside(path: Path | None, content: object) -> Iterator[None]:
+    """Write ``content`` to ``path`` where the work inside succeeds: written before, renamed after, absent else."""
+    if path is None:
+        yield
+        return
     from normfuse.errors import ModelIOError
 
-    if path.is_dir():
-        raise ModelIOError(f"{path}: is a folder; name a file to write")
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    target = path.resolve()
+    if path.exists() and not path.is_file():
+        raise ModelIOError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}; name a file to write")
+    staged = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         staged.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(staged, path)
+        yield
+        os.replace(staged, target)
     except OSError as error:
-        staged.unlink(missing_ok=True)
         raise ModelIOError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 @app.command()
@@ -332,7 +340,8 @@ def validate(
     _progress("evaluating both models")
     report = compare(reference, candidate, providers=providers, inputs=inputs, quick=quick)
     if json_file is not None:
-        _write_json(json_file, schema.validation(report))
+        with _json_beside(json_file, schema.validation(report)):
+            pass
     _say(table.validation(report))
     raise typer.Exit(_code(report.verdict))
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from normfuse import cli
+from normfuse import ModelIOError, cli, io
 from tests.folding import BN, build, normal, parameters
 
 TEXT = f"g (float[2,3,6,6] x) => (float[2,4,6,6] y) {{ c = Conv (x, W)  y = {BN} }}"
@@ -84,6 +84,29 @@ def test_an_opset_without_equivalent_names_the_node(tmp_path: Path, capsys: pyte
     assert call("fuse", source, "-o", out, "--opset", 99) == 2
     assert "opset 99 cannot be written; known: 7 to" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_report_comes_with_its_model_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise ModelIOError("out.onnx: cannot be written: No space left on device")
+
+    source = example(tmp_path / "in.onnx")
+    monkeypatch.setattr(io, "save", full)
+    assert call("fuse", source, "-o", tmp_path / "out.onnx", "--report", tmp_path / "r.json", "--no-validate") == 2
+    assert capsys.readouterr().err == "error: out.onnx: cannot be written: No space left on device\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.onnx"]
+
+
+@pytest.mark.parametrize("where", ["nowhere/r.json", "/dev/null"])
+def test_a_report_that_cannot_be_written_leaves_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    source = example(tmp_path / "in.onnx")
+    assert call("fuse", source, "-o", tmp_path / "out.onnx", "--report", tmp_path / where, "--no-validate") == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / where}: ")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.onnx"]
 
 
 def test_inspect_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
