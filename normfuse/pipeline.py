@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +36,9 @@ from normfuse.recognise.affine_chain import Norms
 from normfuse.recognise.other import OtherSite, find_other
 from normfuse.report.records import Change, DeclinedRecord, FusionReport, NormRecord, Rewrite
 from normfuse.spec import kind
+
+_MOST_ROUNDS = 3
+"""How often a norm is written: twice at most in what was tried, and then nothing is left to do."""
 
 Decided = TypeVar("Decided", Fold, Merge)
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
@@ -138,6 +141,7 @@ class _Ledger:
     ids: set[str] = field(default_factory=set)
     names: dict[ir.Node, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    written: dict[str, int] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
 
     def name(self, norms: Iterable[ir.Node]) -> None:
@@ -169,6 +173,14 @@ class _Ledger:
     def decline(self, node: ir.Node, reason: str) -> None:
         """Keep the first reason for each node: it is the one closest to the norm."""
         self.declined.setdefault(node, reason)
+
+    def record(self, rewrite: Rewrite) -> None:
+        """Add a rewrite; a norm that is written once more keeps its first nodes and gets its last."""
+        index = self.written.setdefault(rewrite.id, len(self.rewrites))
+        if index == len(self.rewrites):
+            self.rewrites.append(rewrite)
+        else:
+            self.rewrites[index] = replace(self.rewrites[index], into=rewrite.into)
 
     def records(self) -> list[DeclinedRecord]:
         """Return what was declined, in the order in which it was met."""
@@ -311,7 +323,7 @@ def _fuse_graph(
     _merge(graph, norms, reading, editor, ledger)
     _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
     sites = [site for site in _staying(norms).values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
-    _lower(graph, sites, target, reading(), editor, ledger)
+    _lower(graph, sites, target, reading, editor, ledger)
     return found
 
 
@@ -376,8 +388,45 @@ def _carry_out(
 
 
 def _lower(
-    graph: ir.Graph, sites: list[NormSite], target: Target, reading: Reading, editor: Editor, ledger: _Ledger
+    graph: ir.Graph,
+    sites: list[NormSite],
+    target: Target,
+    reading: Callable[[], Reading],
+    editor: Editor,
+    ledger: _Ledger,
 ) -> None:
+    """Write ``sites`` in the target's form; what that wrote again, where it reads as a norm with a better spelling.
+
+    So fusing the result changes nothing. A norm that is written twice is one rewrite, from the first nodes to the last.
+    """
+    roots = {site.output.name: site.root for site in sites}
+    for _ in range(_MOST_ROUNDS):
+        known = set(graph) if sites else set()
+        if not sites or not _lower_once(graph, sites, roots, target, reading(), editor, ledger):
+            return
+        found = find_norms(graph, reading())
+        sites = [site for site in found if isinstance(site, NormSite) and not known.issuperset(site.interior)]
+        for site in sites:
+            first = roots.get(site.output.name)
+            if first is None:
+                ledger.name([site.root])
+            else:
+                ledger.names[site.root] = ledger.names[first]
+
+
+def _lower_once(
+    graph: ir.Graph,
+    sites: list[NormSite],
+    first: Mapping[str | None, ir.Node],
+    target: Target,
+    reading: Reading,
+    editor: Editor,
+    ledger: _Ledger,
+) -> bool:
+    """Write ``sites`` in the target's form. Returns whether anything was written.
+
+    first: the root of each norm before any was written, by the name of its output.
+    """
     for site in sites:
         text = advice(site, target.form, reading, reading.opset, target.provider)
         if text is not None:
@@ -387,7 +436,7 @@ def _lower(
         ledger.ids.add(identifier)
         return ledger.options.only is None or identifier in ledger.options.only
 
-    roots = {f"emit:{ledger.names[site.root]}": site.root for site in sites}
+    roots = {f"emit:{ledger.names[site.root]}": first.get(site.output.name, site.root) for site in sites}
     rewrites, declined = lower_norms(
         graph, sites, target.form, reading, editor, wanted, target.provider, ledger.names, ledger.skips
     )
@@ -397,7 +446,8 @@ def _lower(
         root = roots[rewrite.id]
         ledger.plans[root] = f"emit {rewrite.into[-1]}" if rewrite.into else "keep"
         ledger.declined.pop(root, None)
-        ledger.rewrites.append(rewrite)
+        ledger.record(rewrite)
+    return bool(rewrites)
 
 
 def _record(site: NormSite) -> NormRecord:

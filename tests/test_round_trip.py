@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +12,11 @@ import onnx.reference
 import onnx_ir as ir
 import pytest
 
+import normfuse
+from normfuse import io
 from normfuse.emit import emit
 from normfuse.emit.kernels import has_kernel
-from normfuse.emit.target import Form
+from normfuse.emit.target import Form, Target
 from normfuse.graph.editing import Editor, Replacement, initializer
 from normfuse.graph.site import Declined, NormSite, Operands, Reading
 from normfuse.recognise import find_norms
@@ -353,3 +356,34 @@ def arrays_of(case: Case, dtype: ir.DataType) -> dict[str, Array]:
     if isinstance(statistics, Stored):
         arrays["mean"], arrays["var"] = rng.standard_normal(size), rng.uniform(0.5, 2.0, size)
     return {name: array.astype(dtype.numpy()).astype(np.float64) for name, array in arrays.items()}
+
+
+TWICE = [
+    # What was written once reads as another norm: one of float32 between Casts, one whose groups are of one channel.
+    ("instance", Form.CUSTOM, Form.ORT, BF16, 17, True),
+    ("group, rank 2, as many as channels", Form.CUSTOM, Form.STANDARD, F64, 13, False),
+    *(
+        (case.name, source, target, *row)
+        for index, (case, source, target, row) in enumerate(
+            itertools.product(CASES, (Form.STANDARD, Form.PRIMITIVE, Form.CUSTOM, Form.ORT), Form, GRID)
+        )
+        if index % 97 == 0
+    ),
+]
+
+
+def test_fusing_from_any_form_to_any_other_is_done_once() -> None:
+    """The second time changes no byte."""
+    for name, source, target, dtype, opset, static in TWICE:
+        (case,) = (each for each in CASES if each.name == name)
+        model, site, _ = placeholder(case, dtype, opset, static=static)
+        replacement = emit(site, source, reading_of(model), opset)
+        if not isinstance(replacement, Replacement):
+            continue
+        editor = Editor(model)
+        editor.apply(replacement, site.root)
+        editor.finish()
+        once = io.to_proto(normfuse.fuse(io.to_proto(model), Target(target))[0])
+        twice, report = normfuse.fuse(once, Target(target))
+        assert not report.rewrites, (name, source, target, dtype, opset, static)
+        assert io.to_proto(twice).SerializeToString(deterministic=True) == once.SerializeToString(deterministic=True)
