@@ -110,6 +110,7 @@ def validation(report: ValidationReport) -> dict[str, Any]:
         "verdict": report.verdict.value,
         "legs": [{"name": leg.name, "verdict": leg.verdict.value, "reason": leg.reason} for leg in report.legs],
         "checks": [_check(check) for check in report.checks],
+        "unreached": list(report.unreached),
         "notes": list(report.notes),
     }
 

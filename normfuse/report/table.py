@@ -81,6 +81,7 @@ def validation(report: ValidationReport) -> str:
         lines.extend(f"  {check.inputs} · {check.subject}: {check.detail}" for check in shown[:10])
         if len(shown) > 10:
             lines.append(f"  … and {len(shown) - 10} more")
+    lines.extend(f"not verified: {item}" for item in report.unreached)
     lines.extend(f"note: {note}" for note in report.notes)
     lines.append(f"verdict: {report.verdict.value}")
     return "\n".join(lines) + "\n"

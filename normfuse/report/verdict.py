@@ -45,17 +45,21 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """All checks of one validation. The overall verdict is the worst that a leg which ran has found."""
+    """All checks of one validation. The overall verdict is the worst that a leg which ran has found.
+
+    unreached: changed bodies of branches and loops that no input enters and that cannot be forced: no leg has judged
+    them, so the verdict is not EQUIVALENT.
+    """
 
     legs: tuple[Leg, ...]
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    unreached: tuple[str, ...] = field(default=())
 
     @property
     def verdict(self) -> Verdict:
-        """DIVERGENT if any leg is; else EQUIVALENT if any leg ran; else NOT_RUN."""
+        """DIVERGENT if any leg is; else NOT_RUN if a changed part is unreached; else EQUIVALENT if any leg ran."""
         verdicts = {leg.verdict for leg in self.legs}
-        for verdict in (Verdict.DIVERGENT, Verdict.EQUIVALENT):
-            if verdict in verdicts:
-                return verdict
-        return Verdict.NOT_RUN
+        if Verdict.DIVERGENT in verdicts:
+            return Verdict.DIVERGENT
+        return Verdict.EQUIVALENT if Verdict.EQUIVALENT in verdicts and not self.unreached else Verdict.NOT_RUN

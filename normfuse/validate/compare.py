@@ -52,7 +52,9 @@ class _Label:
         return Check(self.leg, self.inputs, self.subject, verdict, error, original, allowed, detail)
 
 
-def judge(samples: Sequence[Sample], dtype: ir.DataType, *, leg: str, inputs: str, subject: str) -> tuple[Check, ...]:
+def judge(
+    samples: Sequence[Sample], dtype: ir.DataType, *, leg: str, inputs: str, subject: str, by_channel: bool = True
+) -> tuple[Check, ...]:
     """Return the check of one value over all ``samples`` of an input family, then one per failing channel (the worst
     three).
 
@@ -76,7 +78,7 @@ def judge(samples: Sequence[Sample], dtype: ir.DataType, *, leg: str, inputs: st
         return (failure,)
     errors = [_errors(sample) for sample in samples]
     whole = _judge_whole(samples, errors, dtype, label)
-    if whole.verdict is Verdict.NOT_RUN:
+    if whole.verdict is Verdict.NOT_RUN or not by_channel:
         return (whole,)
     return _with_channels(whole, errors, dtype, label)
 

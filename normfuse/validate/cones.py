@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from normfuse.validate.oracle import Oracle, captured_values, is_random, normal_domain
+from normfuse.validate.oracle import Oracle
+from normfuse.validate.scopes import captured_values, is_random, normal_domain
 
 _LOOK_THROUGH = 8
 

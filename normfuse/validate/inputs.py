@@ -1,51 +1,72 @@
-"""What the graphs are fed with: deterministic families of inputs, or the user's own.
+"""What a graph must be fed with: names, types, sizes; and what the graph says about the numbers.
 
-Same model, same numbers: every array is seeded by its family and input name. Equal symbols get equal sizes, never 0.
-Integer inputs are bounded by the table that they index where a Gather shows it, else guessed from the name (mask,
-length), else small.
+Equal symbols get equal sizes, never 0. Integer inputs are bounded by the table that they index where a Gather shows it,
+a loop's trip count is known by the Loop that it goes to, masks and lengths by their names.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping, Sequence
+import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from normfuse.errors import ValidationError
-from normfuse.validate.rounding import FLOATS, Array, is_float, round_to
+from normfuse.validate.rounding import Array, is_float
 
 # A batch of 2 so that batch statistics and per-sample ones differ; 224 is what image networks with a fixed head need.
 BATCH_SIZES = (2, 3, 1)
 OTHER_SIZES = (8, 16, 32, 64, 224)
 # Second sizes: not multiples of the first where the graph lets us, else the next power of two.
 SECOND_SIZES = {8: (11, 12, 16), 16: (20, 24, 32), 32: (40, 48, 64), 64: (96, 128), 224: (256, 288)}
-_LARGE_MEAN = 100.0
-_SMALL_INTEGER = 4
 _LOOKS_THROUGH = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Expand", "Transpose"})
 
 Feed = dict[str, Array]
 
 
+class Role(enum.Enum):
+    """What an input is for, where its name or its reader says so."""
+
+    DATA = "data"
+    MASK = "mask"
+    ADDED_MASK = "added mask"
+    LENGTH = "length"
+    TRIPS = "trips"
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """A graph input that a caller must give. dims: a size, or the symbol (or a private name) of a dynamic axis."""
+    """A graph input that a caller must give. dims: a size, or the symbol (or a private name) of a dynamic axis.
+
+    bound: the size of the smallest table that it indexes.
+    """
 
     name: str
     dtype: ir.DataType
     dims: tuple[int | str, ...]
     bound: int | None = None
+    role: Role = Role.DATA
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it holds a single number whatever the sizes are."""
+        return all(dim == 1 for dim in self.dims)
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Inputs that are judged together."""
+    """Inputs that are judged together. on_providers: whether a runtime is held to them as well.
+
+    by_channel: whether every channel is judged, which takes values that are spread evenly: where a few large ones
+    decide a channel, its error is one draw of a rounding. runs: how many perturbed runs measure what rounding does.
+    """
 
     name: str
     feeds: tuple[Feed, ...]
+    on_providers: bool = True
+    by_channel: bool = True
+    runs: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +89,33 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
             dim if isinstance(dim, int) else dim.value or f"{value.name}.{axis}"
             for axis, dim in enumerate(value.shape.dims)
         )
-        specs.append(InputSpec(value.name or "", value.dtype, dims, _table_size(value, set())))
+        role = _role(value)
+        specs.append(InputSpec(value.name or "", value.dtype, dims, _table_size(value, set()), role))
     return tuple(specs)
+
+
+def _role(value: ir.Value) -> Role:
+    name = (value.name or "").lower()
+    if "mask" in name and is_float(value.dtype) and "bias" in name:
+        return Role.ADDED_MASK
+    if "mask" in name:
+        return Role.MASK
+    if is_float(value.dtype):
+        return Role.DATA
+    if _counts_trips(value, set()):
+        return Role.TRIPS
+    return Role.LENGTH if "len" in name and value.dtype is not ir.DataType.BOOL else Role.DATA
+
+
+def _counts_trips(value: ir.Value, seen: set[ir.Value]) -> bool:
+    """Return whether ``value`` is the trip count of a Loop."""
+    seen.add(value)
+    for node, index in value.uses():
+        if node.op_type == "Loop" and index == 0:
+            return True
+        if node.op_type in _LOOKS_THROUGH and node.outputs[0] not in seen and _counts_trips(node.outputs[0], seen):
+            return True
+    return False
 
 
 def _table_size(value: ir.Value, seen: set[ir.Value]) -> int | None:
@@ -99,112 +145,3 @@ def resolve(specs: Sequence[InputSpec], sizes: Sizes) -> dict[str, int]:
     first = {spec.dims[0] for spec in specs if spec.dims and isinstance(spec.dims[0], str)}
     symbols = {dim for spec in specs for dim in spec.dims if isinstance(dim, str)}
     return {symbol: sizes.batch if symbol in first else sizes.other for symbol in symbols}
-
-
-def synthesise(specs: Sequence[InputSpec], family: str, sizes: Sizes, index: int) -> Feed:
-    """Return feed number ``index`` of ``family``: "standard normal", "large mean" or "second size"."""
-    table = resolve(specs, sizes)
-    return {spec.name: _array(spec, family, table, sizes, index) for spec in specs}
-
-
-def _array(spec: InputSpec, family: str, table: Mapping[str, int], sizes: Sizes, index: int) -> Array:
-    shape = tuple(dim if isinstance(dim, int) else table[dim] for dim in spec.dims)
-    seed = zlib.crc32(f"{family}|{spec.name}|{index}".encode())
-    rng = np.random.default_rng(seed)
-    if is_float(spec.dtype):
-        x = rng.standard_normal(shape)
-        if _is_mask(spec.name):
-            return round_to(np.zeros(shape) if "bias" in spec.name.lower() else np.ones(shape), spec.dtype)
-        return round_to(x + _LARGE_MEAN if family == "large mean" else x, spec.dtype)
-    if spec.dtype == ir.DataType.BOOL:
-        return np.ones(shape, dtype=bool) if _is_mask(spec.name) else rng.random(shape) < 0.5
-    if spec.dtype == ir.DataType.STRING:
-        return np.full(shape, "text", dtype=object)
-    kind = spec.dtype.numpy()
-    if spec.bound is None and _is_mask(spec.name):
-        return np.ones(shape, dtype=kind)
-    if spec.bound is None and "len" in spec.name.lower():
-        return np.full(shape, sizes.other, dtype=kind)
-    bound = _SMALL_INTEGER if spec.bound is None else max(1, spec.bound)
-    return rng.integers(0, bound, size=shape).astype(kind)
-
-
-def _is_mask(name: str) -> bool:
-    return "mask" in name.lower()
-
-
-def read_user_inputs(path: Path, specs: Sequence[InputSpec]) -> Family:
-    """Return the user's inputs: an .npz (one sample), a folder of .npz (one each), or a folder with NAME.npy per input.
-
-    Raises ValidationError naming what was expected where a name, a shape or a type does not fit.
-    """
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    if not path.exists():
-        raise ValidationError(f"inputs '{path}' do not exist")
-    if path.is_dir() and not files:
-        arrays = {item.stem: _load(item) for item in sorted(path.glob("*.npy"))}
-        if not arrays:
-            raise ValidationError(
-                f"folder '{path}' has neither .npz files (one sample each) nor NAME.npy files (one input each)"
-            )
-        return Family("given inputs", (_checked(arrays, specs, str(path)),))
-    return Family("given inputs", tuple(_checked(_load_all(item), specs, item.name) for item in files))
-
-
-def _load(path: Path) -> Array:
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise ValidationError(f"cannot read '{path}': {error}") from error
-
-
-def _load_all(path: Path) -> Feed:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        # np.load gives a bare array (no context manager) for an .npy, pickled data raise ValueError, bad zips OSError.
-        raise ValidationError(f"cannot read '{path}' as .npz: {error}") from error
-
-
-def _checked(arrays: Mapping[str, Array], specs: Sequence[InputSpec], source: str) -> Feed:
-    expected = ", ".join(f"{spec.name}: {_shape_words(spec)}" for spec in specs)
-    missing = [spec.name for spec in specs if spec.name not in arrays]
-    extra = sorted(set(arrays) - {spec.name for spec in specs})
-    if missing or extra:
-        what = [f"lacks {', '.join(missing)}"] if missing else []
-        what += [f"has {', '.join(extra)}, which the model does not take"] if extra else []
-        raise ValidationError(f"{source} {' and '.join(what)}; expected {expected}")
-    symbols: dict[str, int] = {}
-    return {spec.name: _fitting(spec, arrays[spec.name], source, symbols) for spec in specs}
-
-
-def _shape_words(spec: InputSpec) -> str:
-    return f"{spec.dtype.name.lower()}[{', '.join(str(dim) for dim in spec.dims)}]"
-
-
-def _fitting(spec: InputSpec, array: Array, source: str, symbols: dict[str, int]) -> Array:
-    fits = array.ndim == len(spec.dims) and 0 not in array.shape
-    for size, dim in zip(array.shape, spec.dims, strict=False):
-        fits &= size == (dim if isinstance(dim, int) else symbols.setdefault(dim, size))
-    if not fits:
-        raise ValidationError(
-            f"{source}: input '{spec.name}' has shape {list(array.shape)}; expected {_shape_words(spec)}, no axis empty"
-        )
-    if is_float(spec.dtype):
-        if array.dtype.kind != "f" and array.dtype != FLOATS[spec.dtype]:
-            raise ValidationError(
-                f"{source}: input '{spec.name}' has type {array.dtype}; expected {_shape_words(spec)}"
-            )
-        rounded = round_to(array, spec.dtype)
-        if array.dtype.itemsize > rounded.dtype.itemsize and spec.dtype not in (
-            ir.DataType.BFLOAT16,
-            ir.DataType.FLOAT16,
-        ):
-            raise ValidationError(
-                f"{source}: input '{spec.name}' has type {array.dtype}; expected {_shape_words(spec)}"
-            )
-        return rounded
-    if spec.dtype != ir.DataType.STRING and array.dtype != spec.dtype.numpy():
-        raise ValidationError(f"{source}: input '{spec.name}' has type {array.dtype}; expected {_shape_words(spec)}")
-    return array

@@ -15,7 +15,8 @@ from normfuse.emit.target import Provider
 from normfuse.report.verdict import Check, Leg, Verdict
 from normfuse.validate.call import OracleFailed
 from normfuse.validate.compare import Sample, judge
-from normfuse.validate.oracle import Held, Oracle
+from normfuse.validate.held import Held
+from normfuse.validate.oracle import Oracle
 from normfuse.validate.rounding import Array
 from normfuse.validate.segments import SegmentReport, check_segments
 from normfuse.validate.sessions import Cause, Failure, Results, RuntimeLimits, Task, run_tasks
@@ -27,11 +28,12 @@ _NO_RUNTIME = "onnxruntime is not installed: pip install 'normfuse[{extra}]'"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one leg found."""
+    """What one leg found. unreached: changed parts that no input has entered."""
 
     leg: Leg
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
 
 def conclude(name: str, checks: Sequence[Check], open_reason: str = "") -> Leg:
@@ -66,9 +68,10 @@ def end_to_end(
 ) -> list[Check]:
     """Judge the candidate in float64 against the truth, output by output. Raises OracleCannotRun."""
     results: list[dict[str, Held]] = []
+    in_range = truth.in_range is not None
     for feed in truth.family.feeds:
         try:
-            results.append(candidate.run(feed))
+            results.append(candidate.run(feed, in_range=in_range))
         except OracleFailed as error:
             return [
                 _lost(
@@ -82,8 +85,18 @@ def end_to_end(
     for value in outputs:
         name = value.name or ""
         dtype = output_type(value, truth.outputs[0][name])
-        samples = _samples(truth, name, [result[name].data for result in results], None)
-        checks.extend(judge(samples, dtype, leg="oracle", inputs=truth.family.name, subject=f"output '{name}'"))
+        original = None if truth.in_range is None else [result[name].data for result in truth.in_range]
+        samples = _samples(truth, name, [result[name].data for result in results], original)
+        checks.extend(
+            judge(
+                samples,
+                dtype,
+                leg="oracle",
+                inputs=truth.family.name,
+                subject=f"output '{name}'",
+                by_channel=truth.family.by_channel,
+            )
+        )
     return checks
 
 
@@ -121,6 +134,7 @@ def on_provider(
     """
     levels = (True,) if quick else (False, True)
     tasks = [Task(model, level) for level in levels for model in models]
+    truths = [truth for truth in truths if truth.family.on_providers]
     feeds = [feed for truth in truths for feed in truth.family.feeds]
     answers = run_tasks(tasks, feeds, ORT_NAMES[provider], limits=limits, libraries=libraries)
     checks: list[Check] = []
@@ -176,7 +190,14 @@ def _judged(
                 continue
             samples = _samples(truth, name, [item[name] for item in ours], [item[name] for item in theirs])
             checks.extend(
-                judge(samples, output_type(value, truth.outputs[0][name]), leg=leg, inputs=inputs, subject=subject)
+                judge(
+                    samples,
+                    output_type(value, truth.outputs[0][name]),
+                    leg=leg,
+                    inputs=inputs,
+                    subject=subject,
+                    by_channel=truth.family.by_channel,
+                )
             )
     return checks
 

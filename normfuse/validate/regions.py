@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from normfuse.validate.call import OracleCannotRun
+from normfuse.validate.held import Held
 from normfuse.validate.inputs import Family
-from normfuse.validate.oracle import Held, Oracle
+from normfuse.validate.oracle import Oracle
 from normfuse.validate.pairing import write
-from normfuse.validate.rounding import is_float, round_to, widen
+from normfuse.validate.rounding import Array, is_float, round_to, widen
 from normfuse.validate.segments import SegmentReport, changed_names, check_segments
 from normfuse.validate.sessions import Failure, RuntimeLimits, Task, run_tasks
 
@@ -61,22 +63,28 @@ def _captured(
     reference: Oracle, family: Family, names: Collection[str], limits: RuntimeLimits | None, libraries: Sequence[Path]
 ) -> tuple[dict[str, Held], ...] | None:
     """Return what the original's run gives for ``names``, or None where no runtime runs it."""
+    inputs = {value.name for value in reference.graph.inputs}
+    if inputs.issuperset(names):
+        return _held([{name: feed[name] for name in names if name in feed} for feed in family.feeds])
     clone = reference.model.clone()
     values = {value.name: value for node in clone.graph for value in node.outputs}
-    present = {value.name for value in clone.graph.outputs}
-    inputs = {value.name for value in reference.graph.inputs}
-    extra = [values[name] for name in names if name in values and name not in present]
-    clone.graph.outputs.extend(extra)
+    # What does not lead to them is not run: it may be what the oracle could not run.
+    clone.graph.outputs[:] = [values[name] for name in names if name in values]
+    RemoveUnusedNodesPass()(clone)
     with tempfile.TemporaryDirectory(prefix="normfuse-regions-") as folder:
         path = write(clone, Path(folder) / "extra.onnx")
         answer = run_tasks([Task(path, False)], family.feeds, _ORT_CPU, limits=limits, libraries=libraries)[0]
     if isinstance(answer, Failure):
         return None
-    found = []
-    for feed, outputs in zip(family.feeds, answer.outputs, strict=True):
-        arrays = {**{name: feed[name] for name in names if name in inputs and name in feed}, **outputs}
-        found.append({name: Held(widen(array), ir.DataType.from_numpy(array.dtype)) for name, array in arrays.items()})
-    return tuple(found)
+    given = [{name: feed[name] for name in names if name in inputs and name in feed} for feed in family.feeds]
+    return _held([{**arrays, **outputs} for arrays, outputs in zip(given, answer.outputs, strict=True)])
+
+
+def _held(feeds: Sequence[dict[str, Array]]) -> tuple[dict[str, Held], ...]:
+    return tuple(
+        {name: Held(widen(array), ir.DataType.from_numpy(array.dtype)) for name, array in arrays.items()}
+        for arrays in feeds
+    )
 
 
 def _made_up(value: ir.Value) -> Held:

@@ -13,11 +13,15 @@ from normfuse.report.verdict import Check, Leg, ValidationReport, Verdict
 from normfuse.validate import inputs as generated
 from normfuse.validate import legs, pairing
 from normfuse.validate.call import OracleCannotRun, OracleFailed
+from normfuse.validate.families import ORDINARY, synthesise
+from normfuse.validate.given import read_user_inputs
 from normfuse.validate.inputs import Family, InputSpec, Sizes
-from normfuse.validate.oracle import Oracle, random_operator
+from normfuse.validate.oracle import Oracle
+from normfuse.validate.plan import families
 from normfuse.validate.regions import check_regions
+from normfuse.validate.scopes import random_operator
 from normfuse.validate.segments import changed_names
-from normfuse.validate.truth import Truth, evaluate, feeds_for, has_float_input, working_sizes
+from normfuse.validate.truth import Truth, evaluate
 
 if TYPE_CHECKING:
     import onnx
@@ -25,7 +29,8 @@ if TYPE_CHECKING:
 
     from normfuse.validate.sessions import RuntimeLimits
 
-# Segments are judged on the first family, and on further ones where a float64 run takes no longer than this.
+# Segments are judged on the first family, and on these where a float64 run takes no longer than this.
+_LOCALLY = frozenset({"large mean", "second size"})
 _CHEAP_SECONDS = 1.0
 
 
@@ -58,13 +63,15 @@ def run(
         untried = [Leg(provider.value, Verdict.NOT_RUN, "not tried: an input was narrowed") for provider in providers]
         return ValidationReport((Leg("oracle", Verdict.DIVERGENT, narrowed[0]), *untried), notes=narrowed)
     specs = generated.input_specs(task.reference.model)
-    given = None if user_inputs is None else generated.read_user_inputs(Path(user_inputs), specs)
+    given = None if user_inputs is None else read_user_inputs(Path(user_inputs), specs)
     try:
         oracles = Oracle(task.reference.model), Oracle(task.candidate.model)
     except OracleCannotRun as error:
         found = [legs.Outcome(Leg("oracle", Verdict.NOT_RUN, str(error)))]
         return _report([*found, *_without_truth(task, providers, _some_feed(specs, given))])
     try:
+        for oracle in oracles:
+            oracle.check_weights()
         truths, notes = _truths(oracles, specs, given, quick=quick)
     except OracleCannotRun as error:
         family = _some_feed(specs, given)
@@ -77,7 +84,8 @@ def run(
 def _report(outcomes: Sequence[legs.Outcome], notes: Sequence[str] = ()) -> ValidationReport:
     said = [*notes, *(note for outcome in outcomes for note in outcome.notes)]
     checks = tuple(check for outcome in outcomes for check in outcome.checks)
-    return ValidationReport(tuple(outcome.leg for outcome in outcomes), checks, tuple(dict.fromkeys(said)))
+    unreached = tuple(dict.fromkeys(item for outcome in outcomes for item in outcome.unreached))
+    return ValidationReport(tuple(outcome.leg for outcome in outcomes), checks, tuple(dict.fromkeys(said)), unreached)
 
 
 def _truths(
@@ -91,26 +99,18 @@ def _truths(
             return [evaluate(oracle, given, capture=capture)], []
         except OracleFailed as error:
             raise ValidationError(f"the original does not run on the given inputs: {error}") from error
-    sizes = working_sizes(oracle, specs)
-    plan: list[tuple[str, Sizes]] = [("standard normal", sizes)]
-    notes: list[str] = [
-        f"{node.op_type} at node '{node.name}' jumps at ties: end to end, faults below ten roundings are not seen"
-        for node in oracle.jumps()[:1]
+    chosen, notes = families(oracle, specs, quick=quick)
+    notes = [
+        *notes,
+        *(
+            f"{node.op_type} at node '{node.name}' jumps at ties: end to end, faults below ten roundings are not seen"
+            for node in oracle.jumps()[:1]
+        ),
     ]
-    if not quick and has_float_input(specs):
-        plan.append(("large mean", sizes))
-    if not quick and generated.is_dynamic(specs):
-        try:
-            plan.append(("second size", working_sizes(oracle, specs, after=sizes)))
-        except ValidationError as error:
-            if isinstance(error, OracleCannotRun):
-                raise
-            notes.append(f"no second size was tried: {error}")
     truths: list[Truth] = []
-    for name, chosen in plan:
-        feeds = feeds_for(oracle, specs, name, chosen)
-        wanted = capture if not truths or truths[0].seconds <= _CHEAP_SECONDS else ()
-        truths.append(evaluate(oracle, Family(name, feeds), capture=wanted))
+    for family in chosen:
+        local = not truths or (family.name in _LOCALLY and truths[0].seconds <= _CHEAP_SECONDS)
+        truths.append(evaluate(oracle, family, capture=capture if local else ()))
     return truths, notes
 
 
@@ -119,26 +119,28 @@ def _some_feed(specs: Sequence[InputSpec], given: Family | None) -> Family:
     if given is not None:
         return given
     sizes = Sizes(generated.BATCH_SIZES[0], generated.OTHER_SIZES[0])
-    return Family("standard normal", (generated.synthesise(specs, "standard normal", sizes, 0),))
+    return Family("standard normal", (synthesise(specs, ORDINARY, sizes, 0),))
 
 
 def _oracle_leg(task: _Task, oracles: tuple[Oracle, Oracle], truths: Sequence[Truth]) -> legs.Outcome:
     reference, candidate = oracles
     checks: list[Check] = []
     notes: list[str] = []
+    unreached: dict[str, None] = {}
     try:
         for truth in truths:
             checks.extend(legs.end_to_end(reference.graph.outputs, truth, candidate))
     except OracleCannotRun as error:
         return _by_regions(task, oracles, truths[0].family, str(error))
     for index, truth in enumerate(truths):
-        if index and truth.seconds > _CHEAP_SECONDS:
+        if index and (truth.family.name not in _LOCALLY or truth.seconds > _CHEAP_SECONDS):
             continue
         report = legs.local(reference, candidate, truth)
+        unreached.update(dict.fromkeys(report.unreached))
         checks.extend(report.checks)
         notes.extend(report.notes)
         notes.extend(f"not verified locally: {item}" for item in report.unverified)
-    return legs.Outcome(legs.conclude("oracle", checks), tuple(checks), tuple(notes))
+    return legs.Outcome(legs.conclude("oracle", checks), tuple(checks), tuple(notes), tuple(unreached))
 
 
 def _by_regions(task: _Task, oracles: tuple[Oracle, Oracle], family: Family | None, why: str) -> legs.Outcome:
@@ -146,8 +148,9 @@ def _by_regions(task: _Task, oracles: tuple[Oracle, Oracle], family: Family | No
     open_reason = f"{why}; not verified: {report.unverified[0]}" if report.unverified else ""
     if not report.checks and not open_reason:
         leg = Leg("oracle", Verdict.EQUIVALENT, "nothing has changed")
-        return legs.Outcome(leg, (), (why, *report.notes))
-    return legs.Outcome(legs.conclude("oracle", report.checks, open_reason), report.checks, (why, *report.notes))
+        return legs.Outcome(leg, (), (why, *report.notes), report.unreached)
+    leg = legs.conclude("oracle", report.checks, open_reason)
+    return legs.Outcome(leg, report.checks, (why, *report.notes), report.unreached)
 
 
 def _provider_legs(

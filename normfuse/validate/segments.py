@@ -1,8 +1,7 @@
 """Locally, not only end to end: each changed part between values that both graphs share is judged alone.
 
 End to end, a 0.1 % change of one γ in the first of a hundred layers drowns in the rounding of the rest; between two
-shared values it stands at 199 budgets or more. Both sides of a segment are fed the oracle's values
-rounded to the graph's type.
+shared values it stands at 199 budgets or more (:mod:`segment`).
 
 A value is shared if both graphs have one of its name at the top level. Other tools use a name again for something
 else (the folded convolution keeps the name of the bare one; a γ of 1.02 moves behind a value that keeps its name). So
@@ -22,13 +21,13 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.report.verdict import Check, Verdict
-from normfuse.validate import tolerance
+from normfuse.validate import branches, tolerance
 from normfuse.validate.call import OracleCannotRun, OracleFailed
-from normfuse.validate.compare import Sample, channel_axes, judge
+from normfuse.validate.compare import judge
 from normfuse.validate.cones import paired_cones, same_definition
-from normfuse.validate.noise import ordinary, undecided
-from normfuse.validate.oracle import Held, Oracle
-from normfuse.validate.rounding import Array, is_float, round_to, widen
+from normfuse.validate.held import Held
+from normfuse.validate.oracle import Oracle
+from normfuse.validate.segment import Segment, Values
 
 # Values by name, one dictionary per feed; raises OracleCannotRun where a name cannot be had.
 Supply = Callable[[Collection[str]], Sequence[dict[str, Held]]]
@@ -37,29 +36,40 @@ _SLIGHT_CHAIN = 2
 
 @dataclass(frozen=True, slots=True)
 class SegmentReport:
-    """checks: one per changed segment. unverified: changed segments that could not be evaluated, with the reason."""
+    """checks: one per changed segment. unverified: changed segments that could not be evaluated, with the reason.
+
+    unreached: changed bodies that no input enters and that cannot be forced: nothing at all has judged them.
+    """
 
     checks: tuple[Check, ...]
     unverified: tuple[str, ...]
     notes: tuple[str, ...]
+    unreached: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
         """DIVERGENT if a segment is, NOT_RUN if one is open, else EQUIVALENT (also when nothing has changed)."""
         if any(check.verdict is Verdict.DIVERGENT for check in self.checks):
             return Verdict.DIVERGENT
-        return Verdict.NOT_RUN if self.unverified else Verdict.EQUIVALENT
+        return Verdict.NOT_RUN if self.unverified or self.unreached else Verdict.EQUIVALENT
 
 
 @dataclass(slots=True)
 class _Progress:
     """What the walk along the candidate has found so far."""
 
+    leg: str
+    inputs: str
     shared: set[str]
     checks: list[Check] = field(default_factory=list)
     unverified: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unreached: list[str] = field(default_factory=list)
     suspects: dict[str, tuple[Check, int]] = field(default_factory=dict)
+
+    def failure(self, subject: str, error: OracleFailed) -> Check:
+        """Return the check of a segment that the candidate cannot compute."""
+        return Check(self.leg, self.inputs, subject, Verdict.DIVERGENT, np.nan, np.nan, np.nan, str(error))
 
 
 def shared_names(reference: Oracle, candidate: Oracle) -> tuple[str, ...]:
@@ -83,13 +93,21 @@ def changed_names(reference: Oracle, candidate: Oracle) -> tuple[tuple[str, ...]
 def check_segments(reference: Oracle, candidate: Oracle, supply: Supply, *, leg: str, inputs: str) -> SegmentReport:
     """Judge every changed segment on the values that ``supply`` gives, walking along the candidate."""
     names = shared_names(reference, candidate)
-    progress = _Progress(set(names))
+    progress = _Progress(leg, inputs, set(names))
     outputs = {value.name for value in candidate.graph.outputs}
     given = {value.name for value in candidate.graph.inputs}
     for name in names:
         if name in given or same_definition(reference, candidate, name, progress.shared):
             continue
-        _judge_one(reference, candidate, supply, progress, name, is_output=name in outputs, leg=leg, inputs=inputs)
+        cones = paired_cones(reference, candidate, name, progress.shared)
+        segment = Segment(reference, candidate, name, cones)
+        try:
+            values = supply(segment.frontier)
+        except OracleCannotRun as error:
+            progress.unverified.append(f"segment '{name}': {error}")
+            _judge_bodies(segment, None, {}, progress)
+            continue
+        _judge_one(segment, values, progress, is_output=name in outputs)
         if len(progress.suspects) > tolerance.GROSS_LIMIT:
             progress.notes.append(
                 f"more than {tolerance.GROSS_LIMIT} values of one name mean something else in the candidate: "
@@ -101,163 +119,119 @@ def check_segments(reference: Oracle, candidate: Oracle, supply: Supply, *, leg:
     ]
     if reused and not any(check.verdict is Verdict.DIVERGENT for check in progress.checks):
         progress.notes.append(f"names that mean something else in the candidate: {', '.join(reused[:5])}")
-    return SegmentReport(tuple(progress.checks), tuple(progress.unverified), tuple(progress.notes))
+    return SegmentReport(
+        tuple(progress.checks), tuple(progress.unverified), tuple(progress.notes), tuple(progress.unreached)
+    )
 
 
-def _judge_one(
-    reference: Oracle,
-    candidate: Oracle,
-    supply: Supply,
-    progress: _Progress,
-    name: str,
-    *,
-    is_output: bool,
-    leg: str,
-    inputs: str,
-) -> None:
-    cones = paired_cones(reference, candidate, name, progress.shared)
-    frontier = tuple(dict.fromkeys(item for cone in cones for item in cone.frontier))
-    inside = [
-        progress.suspects[value.name]
-        for node in cones[1].nodes
-        for value in node.outputs
-        if value.name in progress.suspects and value.name is not None
-    ]
-    depth = 1 + max((level for _, level in inside), default=0)
-    subject = f"segment '{name}'"
+def _judge_one(segment: Segment, values: Values, progress: _Progress, *, is_output: bool) -> None:
+    """Judge one segment: as it is, on quiet activations where a norm measures them, and in bodies not entered."""
+    subject = f"segment '{segment.name}'"
     try:
-        found = _evaluate(reference, candidate, supply(frontier), name)
+        found = segment.evaluate(values)
     except OracleCannotRun as error:
-        progress.unverified.append(f"{subject}: {error}")
+        if not _judge_cut(segment, values, progress):
+            progress.unverified.append(f"{subject}: {error}")
+        _judge_bodies(segment, values, {}, progress)
         return
     if isinstance(found, OracleFailed):
-        failure = Check(leg, inputs, subject, Verdict.DIVERGENT, np.nan, np.nan, np.nan, str(found))
-        _fail(progress, name, (failure,), inside, depth, is_output=is_output, gross=True)
+        _fail(segment, progress, (progress.failure(subject, found),), is_output=is_output, gross=True)
         return
-    samples, dtype = found
-    checks = judge(samples, dtype, leg=leg, inputs=inputs, subject=subject)
+    checks = judge(found.samples, found.dtype, leg=progress.leg, inputs=progress.inputs, subject=subject)
+    if checks[0].verdict is not Verdict.DIVERGENT and segment.takes_statistics:
+        checks = _on_quiet_values(segment, values, progress) or checks
     if checks[0].verdict is Verdict.DIVERGENT:
-        gross = _is_gross(samples, dtype)
-        kept = not gross and _is_read_unchanged(reference, candidate, name, progress.shared)
-        _fail(progress, name, checks, inside, depth, is_output=is_output or kept, gross=gross)
+        gross = found.is_gross
+        kept = not gross and _is_read_unchanged(segment, progress.shared)
+        _fail(segment, progress, checks, is_output=is_output or kept, gross=gross)
         return
-    nodes = ", ".join(node.name or node.op_type for node in cones[0].nodes[:4])
+    nodes = ", ".join(node.name or node.op_type for node in segment.cones[0].nodes[:4])
     progress.checks.append(replace(checks[0], detail=f"{checks[0].detail} (nodes {nodes})"))
+    _judge_bodies(segment, values, found.trips, progress)
 
 
-def _is_read_unchanged(reference: Oracle, candidate: Oracle, name: str, shared: Collection[str]) -> bool:
-    """Return whether something computes the same from the value ``name`` in both graphs: then it must mean the same."""
-    for node, _ in candidate.values[name].uses():
+def _on_quiet_values(segment: Segment, values: Values, progress: _Progress) -> tuple[Check, ...]:
+    """Return the checks of a segment that fails on activations so small that epsilon counts; else nothing."""
+    try:
+        found = segment.evaluate(values, quiet=True)
+    except (OracleCannotRun, OracleFailed):
+        return ()
+    inputs, subject = f"{progress.inputs}, made quiet", f"segment '{segment.name}'"
+    if isinstance(found, OracleFailed):
+        return (replace(progress.failure(subject, found), inputs=inputs),)
+    checks = judge(found.samples, found.dtype, leg=progress.leg, inputs=inputs, subject=subject)
+    return checks if checks[0].verdict is Verdict.DIVERGENT else ()
+
+
+def _judge_cut(segment: Segment, values: Values, progress: _Progress) -> bool:
+    """Judge a segment whose loops run too long on two trips of each; return whether that could be done."""
+    forced = tuple(branches.loops(cone.nodes) for cone in segment.cones)
+    if not forced[0]:
+        return False
+    try:
+        found = segment.evaluate(values, forced=(forced[0], forced[1]))
+    except (OracleCannotRun, OracleFailed):
+        return False
+    subject = f"segment '{segment.name}', loops cut to two trips"
+    if isinstance(found, OracleFailed):
+        progress.checks.append(progress.failure(subject, found))
+    else:
+        progress.checks.extend(
+            judge(found.samples, found.dtype, leg=progress.leg, inputs=progress.inputs, subject=subject)
+        )
+    return True
+
+
+def _judge_bodies(segment: Segment, values: Values | None, trips: dict[ir.Graph, int], progress: _Progress) -> None:
+    """Enter every changed body that this segment's own run did not enter often enough; ``values`` None: there are
+    none."""
+    reference = segment.reference
+    for body, other in branches.changed_bodies(segment.cones, progress.shared):
+        if trips.get(body.graph, 0) >= body.enough:
+            continue
+        subject = f"segment '{segment.name}', {body.words} forced"
+        reason = "the candidate has no such body"
+        if other is not None and values is not None:
+            loops = [branches.loops(cone.nodes) for cone in segment.cones]
+            try:
+                found = segment.evaluate(values, forced=(body.around | loops[0], other.around | loops[1]))
+            except (OracleCannotRun, OracleFailed) as error:
+                reason = str(error)
+            else:
+                progress.checks.extend(
+                    (progress.failure(subject, found),)
+                    if isinstance(found, OracleFailed)
+                    else judge(found.samples, found.dtype, leg=progress.leg, inputs=progress.inputs, subject=subject)
+                )
+                continue
+        if not branches.is_dead(reference, body) and reference.entered.get(body.graph, 0) < body.enough:
+            progress.unreached.append(f"no input enters {body.words} (changed), and it cannot be forced: {reason}")
+
+
+def _is_read_unchanged(segment: Segment, shared: Collection[str]) -> bool:
+    """Return whether something computes the same from the value in both graphs: then it must mean the same."""
+    for node, _ in segment.candidate.values[segment.name].uses():
         for value in node.outputs:
             if value.name is None or value.name not in shared:
                 continue
-            if same_definition(reference, candidate, value.name, shared):
+            if same_definition(segment.reference, segment.candidate, value.name, shared):
                 return True
     return False
 
 
-def _fail(
-    progress: _Progress,
-    name: str,
-    checks: tuple[Check, ...],
-    inside: Sequence[tuple[Check, int]],
-    depth: int,
-    *,
-    is_output: bool,
-    gross: bool,
-) -> None:
+def _fail(segment: Segment, progress: _Progress, checks: tuple[Check, ...], *, is_output: bool, gross: bool) -> None:
+    """Accuse the segment, or suspect that its name was used again: see the top of this file."""
+    inside = [
+        progress.suspects[value.name]
+        for node in segment.cones[1].nodes
+        for value in node.outputs
+        if value.name in progress.suspects and value.name is not None
+    ]
+    depth = 1 + max((level for _, level in inside), default=0)
     if is_output or (not gross and depth > _SLIGHT_CHAIN):
         known = {check.subject for check in progress.checks}
         progress.checks.extend(check for check, _ in inside[:3] if check.subject not in known)
         progress.checks.extend(checks)
         return
-    progress.suspects[name] = (checks[0], depth)
-    progress.shared.discard(name)
-
-
-def _evaluate(
-    reference: Oracle, candidate: Oracle, values: Sequence[dict[str, Held]], name: str
-) -> tuple[list[Sample], ir.DataType] | OracleFailed:
-    samples: list[Sample] = []
-    dtype = ir.DataType.FLOAT
-    for index, given in enumerate(values):
-        fed = {key: _rounded(held, f"{key}:{index}", is_input=_is_input(reference, key)) for key, held in given.items()}
-        known = {reference.values[key]: held for key, held in fed.items()}
-        target = reference.values[name]
-        truth = reference.evaluate(known, [target])[target]
-        if not isinstance(truth.data, np.ndarray):
-            raise OracleCannotRun(name, "a sequence", "sequences are not compared")
-        dtype = truth.dtype
-        reference.forget()
-        noises = (
-            ordinary(_draws(truth.data, len(values)))
-            if is_float(dtype) and not reference.jumps(reference.needed(known, [target]))
-            else undecided(tolerance.PERTURBED_RUNS, tolerance.UNDECIDED_SCALE)
-        )
-        perturbed = [reference.evaluate(known, [target], noise=noise)[target].data for noise in noises]
-        reference.forget()
-        try:
-            own = candidate.values[name]
-            result = candidate.evaluate(
-                {candidate.values[key]: held for key, held in fed.items() if key in candidate.values}, [own]
-            )
-        except OracleFailed as error:
-            return error
-        samples.append(Sample(truth.data, tuple(perturbed), None, result[own].data))
-        if _smallest_group(truth.data) * len(samples) >= tolerance.GROUP_ELEMENTS:
-            break
-    return samples, dtype
-
-
-def _draws(truth: Array, feeds: int) -> int:
-    """Return how many perturbed runs per feed know P of the smallest group well enough, at most four."""
-    feeds = min(feeds, -(-tolerance.GROUP_ELEMENTS // _smallest_group(truth)))
-    needed = -(-tolerance.SEGMENT_DRAWS // (_smallest_group(truth) * feeds))
-    return max(1, min(tolerance.PERTURBED_RUNS, needed))
-
-
-def _smallest_group(truth: Array) -> int:
-    groups = [truth.size // max(1, truth.shape[axis]) for axis in channel_axes(truth.ndim)]
-    return max(1, int(min(groups, default=truth.size)))
-
-
-def _is_input(oracle: Oracle, name: str) -> bool:
-    return oracle.values[name].producer() is None
-
-
-def _rounded(held: Held, name: str, *, is_input: bool) -> Held:
-    """Return a value as the graph's type would carry it, dead channels filled with N(μ, σ) of the live ones."""
-    if not is_float(held.dtype) or not isinstance(held.data, np.ndarray):
-        return held
-    data = held.data if is_input else enlivened(held.data, name)
-    return Held(widen(round_to(data, held.dtype)), held.dtype)
-
-
-def enlivened(data: Array, name: str) -> Array:
-    """Return ``data`` (N, C, …) with noise in the channels that do not vary: a fault behind a dead channel stays
-    visible.
-
-    The noise has mean and deviation of the whole tensor, and no negative values where the tensor has none.
-    """
-    if data.ndim < 2 or data.size == 0 or not np.isfinite(data).all():
-        return data
-    axes = (0, *range(2, data.ndim))
-    whole = float(data.std())
-    dead = data.std(axis=axes, keepdims=True) <= tolerance.DEAD_SHARE * whole
-    if data.size == data.shape[1] or not dead.any():
-        return data
-    if dead.all():
-        return data
-    rng = np.random.Generator(np.random.SFC64([len(name), *name.encode()]))
-    noise = float(data.mean()) + whole * rng.standard_normal(data.shape)
-    return np.where(dead, np.abs(noise) if float(data.min()) >= 0 else noise, data)
-
-
-def _is_gross(samples: Sequence[Sample], dtype: ir.DataType) -> bool:
-    if not is_float(dtype):
-        return True
-    if any(sample.truth.shape != sample.candidate.shape for sample in samples):
-        return True
-    error = sum(float(np.square(sample.candidate - sample.truth).sum()) for sample in samples)
-    size = sum(float(np.square(sample.truth).sum()) for sample in samples)
-    return not error <= tolerance.GROSS_SHARE**2 * size
+    progress.suspects[segment.name] = (checks[0], depth)
+    progress.shared.discard(segment.name)

@@ -11,7 +11,9 @@ import pytest
 from onnx import helper
 
 from normfuse.errors import ValidationError
-from normfuse.validate.inputs import Sizes, input_specs, read_user_inputs, resolve, synthesise
+from normfuse.validate.families import AIMS, ORDINARY, synthesise
+from normfuse.validate.given import read_user_inputs
+from normfuse.validate.inputs import Sizes, input_specs, resolve
 from tests.validate.nets import info, model
 
 NET = ir.from_proto(
@@ -37,7 +39,7 @@ SPECS = input_specs(NET)
 
 
 def test_sizes_types_and_bounds() -> None:
-    feed = synthesise(SPECS, "standard normal", Sizes(2, 30), 0)
+    feed = synthesise(SPECS, ORDINARY, Sizes(2, 30), 0)
     assert {name: (array.dtype.name, array.shape) for name, array in feed.items()} == {
         "ids": ("int64", (2, 30)),
         "positions": ("int32", (2, 30)),
@@ -47,13 +49,18 @@ def test_sizes_types_and_bounds() -> None:
     }
     assert 7 <= feed["ids"].max() < 50
     assert feed["positions"].max() < 7
-    assert (feed["attention_mask"] == 1).all()
+    # Every row of a mask begins with ones and ends with a zero, wherever it is padded.
+    mask = feed["attention_mask"]
+    assert (mask[:, 0] == 1).all()
+    assert (mask[:, -1] == 0).all()
+    assert len(set(mask.sum(axis=1))) == 2
 
 
 def test_families_are_reproducible_and_differ() -> None:
+    aims = {aim.name: aim for aim in AIMS}
     one, again, other, large = (
-        synthesise(SPECS, family, Sizes(2, 30), index)["x"].astype(float)
-        for family, index in (("standard normal", 0), ("standard normal", 0), ("standard normal", 1), ("large mean", 0))
+        synthesise(SPECS, aim, Sizes(2, 30), index)["x"].astype(float)
+        for aim, index in ((ORDINARY, 0), (ORDINARY, 0), (ORDINARY, 1), (aims["large mean"], 0))
     )
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)

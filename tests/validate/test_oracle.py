@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from normfuse.validate.call import OracleCannotRun, OracleFailed
+from normfuse.validate.costs import Limits
 from normfuse.validate.noise import Noise
 from normfuse.validate.op_basic import erf
-from normfuse.validate.oracle import Limits, Oracle
+from normfuse.validate.oracle import Oracle
 from tests.validate.nets import Array, info, model
 
 torch = pytest.importorskip("torch")

@@ -10,9 +10,11 @@ import pytest
 from normfuse.report.verdict import Verdict
 from normfuse.validate.call import OracleCannotRun
 from normfuse.validate.cones import cone_of, paired_cones, same_definition
-from normfuse.validate.oracle import Held, Oracle
+from normfuse.validate.held import Held
+from normfuse.validate.oracle import Oracle
 from normfuse.validate.regions import check_regions
-from normfuse.validate.segments import changed_names, check_segments, enlivened, shared_names
+from normfuse.validate.segment import enlivened
+from normfuse.validate.segments import changed_names, check_segments, shared_names
 from tests.validate.nets import blocks, folded, network
 
 HEAD = (

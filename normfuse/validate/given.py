@@ -1,0 +1,90 @@
+"""The user's own inputs: read, checked against what the graph takes, and written for replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.errors import ValidationError
+from normfuse.validate.inputs import Family, Feed, InputSpec
+from normfuse.validate.rounding import FLOATS, Array, is_float, round_to
+
+
+def read_user_inputs(path: Path, specs: Sequence[InputSpec]) -> Family:
+    """Return the user's inputs: an .npz (one sample), a folder of .npz (one each), or a folder with NAME.npy per input.
+
+    Raises ValidationError naming what was expected where a name, a shape or a type does not fit.
+    """
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not path.exists():
+        raise ValidationError(f"inputs '{path}' do not exist")
+    if path.is_dir() and not files:
+        arrays = {item.stem: _load(item) for item in sorted(path.glob("*.npy"))}
+        if not arrays:
+            raise ValidationError(
+                f"folder '{path}' has neither .npz files (one sample each) nor NAME.npy files (one input each)"
+            )
+        return Family("given inputs", (_checked(arrays, specs, str(path)),))
+    return Family("given inputs", tuple(_checked(_load_all(item), specs, item.name) for item in files))
+
+
+def _load(path: Path) -> Array:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise ValidationError(f"cannot read '{path}': {error}") from error
+
+
+def _load_all(path: Path) -> Feed:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        # np.load gives a bare array (no context manager) for an .npy, pickled data raise ValueError, bad zips OSError.
+        raise ValidationError(f"cannot read '{path}' as .npz: {error}") from error
+
+
+def _checked(arrays: Mapping[str, Array], specs: Sequence[InputSpec], source: str) -> Feed:
+    expected = ", ".join(f"{spec.name}: {_shape_words(spec)}" for spec in specs)
+    missing = [spec.name for spec in specs if spec.name not in arrays]
+    extra = sorted(set(arrays) - {spec.name for spec in specs})
+    if missing or extra:
+        what = [f"lacks {', '.join(missing)}"] if missing else []
+        what += [f"has {', '.join(extra)}, which the model does not take"] if extra else []
+        raise ValidationError(f"{source} {' and '.join(what)}; expected {expected}")
+    symbols: dict[str, int] = {}
+    return {spec.name: _fitting(spec, arrays[spec.name], source, symbols) for spec in specs}
+
+
+def _shape_words(spec: InputSpec) -> str:
+    return f"{spec.dtype.name.lower()}[{', '.join(str(dim) for dim in spec.dims)}]"
+
+
+def _fitting(spec: InputSpec, array: Array, source: str, symbols: dict[str, int]) -> Array:
+    fits = array.ndim == len(spec.dims) and 0 not in array.shape
+    for size, dim in zip(array.shape, spec.dims, strict=False):
+        fits &= size == (dim if isinstance(dim, int) else symbols.setdefault(dim, size))
+    if not fits:
+        raise ValidationError(
+            f"{source}: input '{spec.name}' has shape {list(array.shape)}; expected {_shape_words(spec)}, no axis empty"
+        )
+    if is_float(spec.dtype):
+        if array.dtype.kind != "f" and array.dtype != FLOATS[spec.dtype]:
+            raise ValidationError(
+                f"{source}: input '{spec.name}' has type {array.dtype}; expected {_shape_words(spec)}"
+            )
+        rounded = round_to(array, spec.dtype)
+        if array.dtype.itemsize > rounded.dtype.itemsize and spec.dtype not in (
+            ir.DataType.BFLOAT16,
+            ir.DataType.FLOAT16,
+        ):
+            raise ValidationError(
+                f"{source}: input '{spec.name}' has type {array.dtype}; expected {_shape_words(spec)}"
+            )
+        return rounded
+    if spec.dtype != ir.DataType.STRING and array.dtype != spec.dtype.numpy():
+        raise ValidationError(f"{source}: input '{spec.name}' has type {array.dtype}; expected {_shape_words(spec)}")
+    return array
