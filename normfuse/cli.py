@@ -53,6 +53,10 @@ FreezeInputs = Annotated[
 LiftFlagged = Annotated[
     bool, typer.Option("--lift-flagged", help="Also lift what is a norm in exact arithmetic only: changes rounding.")
 ]
+FoldNormAffine = Annotated[
+    bool,
+    typer.Option("--fold-norm-affine", help="Fold scale and bias of layer, RMS, group norms into what reads them."),
+]
 ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.")]
 NoValidate = Annotated[bool, typer.Option("--no-validate", help="Write the result without verifying it.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")]
@@ -113,6 +117,7 @@ def inspect(
     assume_inference: AssumeInference = False,
     freeze_inputs: FreezeInputs = False,
     lift_flagged: LiftFlagged = False,
+    fold_norm_affine: FoldNormAffine = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -129,6 +134,7 @@ def inspect(
         assume_inference=assume_inference,
         freeze_inputs=freeze_inputs,
         lift_flagged=lift_flagged,
+        fold_norm_affine=fold_norm_affine,
     )
     if as_json:
         _print(json.dumps(schema.inspection(report), indent=2, ensure_ascii=False))
@@ -149,6 +155,7 @@ def fuse(
     freeze_inputs: FreezeInputs = False,
     assume_inference: AssumeInference = False,
     lift_flagged: LiftFlagged = False,
+    fold_norm_affine: FoldNormAffine = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -158,7 +165,7 @@ def fuse(
 
     target = _target(form, provider, opset)
     _refuse_to_overwrite(model, output, report)
-    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine)
     _fuse_and_save(model, output, target, options, report, validate=not no_validate)
 
 
@@ -239,6 +246,7 @@ def export(
     freeze_inputs: FreezeInputs = False,
     assume_inference: AssumeInference = False,
     lift_flagged: LiftFlagged = False,
+    fold_norm_affine: FoldNormAffine = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -273,7 +281,7 @@ def export(
         io.save(model, output)
         _say(f"wrote {output}")
         return
-    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine)
     _fuse_and_save(model, output, target, options, report, validate=not no_validate)
 
 

@@ -27,8 +27,9 @@ from normfuse.graph.tensors import byte_size
 from normfuse.memory import uncollected
 from normfuse.passes.convert_opset import convert_opset
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
+from normfuse.passes.fold_norm_affine import fold_norm_affine
 from normfuse.passes.fold_quantized import fold_quantized
-from normfuse.passes.lower_norms import lower_norms
+from normfuse.passes.lower_norms import current_sites, lower_norms
 from normfuse.passes.merge_branches import Merge, merge_branches
 from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs, inline_functions
 from normfuse.recognise import find_norms, nodes_of
@@ -56,6 +57,7 @@ class Options:
     assume_inference: bool = False
     freeze_inputs: bool = False
     lift_flagged: bool = False
+    fold_norm_affine: bool = False
 
 
 def read(source: Source) -> ir.Model:
@@ -78,6 +80,7 @@ def fuse(
     assume_inference: bool = False,
     freeze_inputs: bool = False,
     lift_flagged: bool = False,
+    fold_norm_affine: bool = False,
     validate: bool = False,
 ) -> tuple[ir.Model, FusionReport]:
     """Return ``model`` with its BatchNormalization folded and its other norms in the form of ``target``, and a report.
@@ -86,13 +89,14 @@ def fuse(
     skip: regular expression of node names to leave alone. only: ids of an earlier report's rewrites, to replay a part.
     assume_inference: treat training-mode BatchNormalization as inference. freeze_inputs: treat initializers that
     callers could override as constant. lift_flagged: also lift what is a norm in exact arithmetic and differs from it in
-    floating point, such as a variance as E[x²] − E[x]². validate: verify the result against ``model``; the report holds
-    the verdict, nothing is raised on a divergence.
+    floating point, such as a variance as E[x²] − E[x]². fold_norm_affine: fold the scale and bias of the other norms into
+    the linear operators behind them, where nothing else reads the norm. validate: verify the result against ``model``; the
+    report holds the verdict, nothing is raised on a divergence.
 
     Raises ModelIOError for an unreadable model, UnsupportedForm for an unknown target or rewrite id, or where the opset
     of the target cannot say what the model does; the message names the node and its operator.
     """
-    options = Options(skip, _ids(only), assume_inference, freeze_inputs, lift_flagged)
+    options = Options(skip, _ids(only), assume_inference, freeze_inputs, lift_flagged, fold_norm_affine)
     target = _target(target)
     candidate = read(model)
     report = fuse_in_place(candidate, target, options)
@@ -323,6 +327,9 @@ def _fuse_graph(
     _merge(graph, norms, reading, editor, ledger)
     _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
     sites = [site for site in _staying(norms).values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
+    if ledger.options.fold_norm_affine:
+        _fold_affines(graph, sites, target, reading(), editor, ledger)
+        sites = [site for site in sites if site.root.graph is not None]
     _lower(graph, sites, target, reading, editor, ledger)
     return found
 
@@ -385,6 +392,27 @@ def _carry_out(
     added = tuple(describe(node) for node in replacement.adds)
     ledger.rewrites.append(Rewrite(identifier, identifier.partition(":")[0], removed, added, change.note))
     return replacement.adds
+
+
+def _fold_affines(
+    graph: ir.Graph, sites: list[NormSite], target: Target, reading: Reading, editor: Editor, ledger: _Ledger
+) -> None:
+    for outcome in fold_norm_affine(current_sites(graph, sites, reading), target, reading):
+        if isinstance(outcome, Declined):
+            ledger.decline(outcome.at, outcome.reason)
+            continue
+        root, removes = outcome.site.root, outcome.replacement.removes
+        identifier = ledger.identify("fold-norm-affine", root)
+        # A bias in front of a norm can be part of it, and have gone with an earlier fold.
+        if not ledger.wants(identifier, removes) or any(node.graph is None for node in removes):
+            outcome.drop()
+            continue
+        ledger.plans[root] = f"fold into {', '.join(describe(node) for node in outcome.into)}"
+        ledger.declined.pop(root, None)
+        removed = tuple(describe(node) for node in removes)
+        editor.apply(outcome.replacement, at=root)
+        added = tuple(describe(node) for node in outcome.replacement.adds)
+        ledger.rewrites.append(Rewrite(identifier, "fold-norm-affine", removed, added, outcome.note))
 
 
 def _lower(
@@ -467,10 +495,11 @@ def inspect(
     assume_inference: bool = False,
     freeze_inputs: bool = False,
     lift_flagged: bool = False,
+    fold_norm_affine: bool = False,
 ) -> FusionReport:
     """Return every norm of ``model`` with what :func:`fuse` would do with it, or why not; ``model`` stays as it is.
 
     Parameters and errors are those of :func:`fuse`. The report's rewrites are those that fuse would make.
     """
-    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine)
     return fuse_in_place(read(model), _target(target), options)

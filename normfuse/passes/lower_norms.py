@@ -42,7 +42,7 @@ def lower_norms(
     names = names or {}
     decided: list[tuple[NormSite, str, Replacement]] = []
     declined: list[Declined] = []
-    current = _current(graph, sites, reading)
+    current = current_sites(graph, sites, reading)
     claimed = {node for site in current for node in site.interior}
     for site in current:
         rewrite_id = f"emit:{names.get(site.root, site.output.name)}"
@@ -100,7 +100,7 @@ def _could_loop(site: NormSite, reading: Reading) -> bool:
     )
 
 
-def _current(graph: ir.Graph | ir.Function, sites: Sequence[NormSite], reading: Reading) -> list[NormSite]:
+def current_sites(graph: ir.Graph | ir.Function, sites: Sequence[NormSite], reading: Reading) -> list[NormSite]:
     """Return ``sites`` with the values that their nodes read now; a norm that is no longer one is left out."""
     if all(_is_current(site) for site in sites):
         return list(sites)

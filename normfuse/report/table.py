@@ -48,6 +48,7 @@ def fusion_report(report: FusionReport) -> str:
     what = {
         "fold-batchnorm": "fold of batch norms",
         "merge-branches": "merge of branches",
+        "fold-norm-affine": "fold of scale and bias",
         "emit": "norm written anew",
         "convert-opset": "change of opset",
     }

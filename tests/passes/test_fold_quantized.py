@@ -172,6 +172,7 @@ def test_shared_scales_and_weights_get_copies() -> None:
     body = f"w = DequantizeLinear <axis = 0> (Q, S)  c = Conv (x, w)  y = {BN}  k = Conv (x, w)  z = Relu (k)"
     text = f"g (float[2,3,6,6] x) => (float[2,4,4,4] y, float[2,4,4,4] z) {{ {body} }}"
     model = build(text, {"Q": Q, "S": S, **signed(1, -1, 1, 1)})
+    model.graph.node[0].name = "dequantize"
     fused, report = fuse(model)
     assert report.rewrites[0].note == "'w' shared with other nodes: private copies are written"
     assert {"Q", "S", "Q_folded", "S_folded"} <= set(fused.graph.initializers)
