@@ -115,6 +115,8 @@ DECLINES = [
      "Conv 'Conv → y' pads its input: at the border the bias would be missing"),
     ("another axis", "n = LayerNormalization <axis = 2> (x, gw)  y = Conv (n, K1)", {"x": "float[2,6,6]", "y": "float[2,4,6]"},
      "Conv 'Conv → y', which reads it, is not linear along axis 2 of 3"),
+    ("channels that are not contracted", "n = InstanceNormalization (x, g, b)  y = MatMul (n, W)",
+     {"x": "float[2,6,6]", "y": "float[2,6,4]"}, "MatMul 'MatMul → y', which reads it, is not linear along axis 1 of 3"),
     ("several axes", "n = LayerNormalization <axis = 1> (x, G2)  y = MatMul (n, W)", {}, "they vary along several axes"),
     ("tied weight", f"{LN}  p = MatMul (n, W)  q = Add (p, B)  e1 = ReduceSum (W)  y = Mul (q, e1)", {},
      "the weight 'W' of MatMul 'MatMul → p' is also read by 'ReduceSum → e1'"),
@@ -155,6 +157,14 @@ def test_a_graph_output_and_a_subgraph_stop_it() -> None:
                     else_branch = f () => (float[2,5,4] w) {{ w = MatMul (n, V) }}> }}"""
     _, report = fuse(build(inside, {name: ARRAYS[name] for name in ("g", "b", "W", "V", "B")}), fold_norm_affine=True)
     assert [entry.reason for entry in report.declined] == [STAY + "MatMul 'MatMul → p' of a subgraph reads it"]
+
+
+def test_an_activation_of_the_norm_stops_it() -> None:
+    body = f"{RESHAPED}  s = Sigmoid (n)  a = Mul (n, s)  y = Conv (a, C)"
+    custom, _ = fuse(build(graph(body, **IMAGE), used(body, ARRAYS)), target=Target(Form.CUSTOM))
+    assert [node.op_type for node in custom.graph] == ["GroupNormSilu", "Conv"]
+    _, report = normfuse.fuse(custom, Target(Form.CUSTOM), fold_norm_affine=True)
+    assert [entry.reason for entry in report.declined] == [STAY + "an activation belongs to it"]
 
 
 def test_a_scale_beyond_float16_stays() -> None:
