@@ -179,12 +179,14 @@ class _Ledger:
         self.declined.setdefault(node, reason)
 
     def record(self, rewrite: Rewrite) -> None:
-        """Add a rewrite; a norm that is written once more keeps its first nodes and gets its last."""
+        """Add a rewrite; a norm that is written once more keeps its first nodes, and takes in further ones."""
         index = self.written.setdefault(rewrite.id, len(self.rewrites))
         if index == len(self.rewrites):
             self.rewrites.append(rewrite)
         else:
-            self.rewrites[index] = replace(self.rewrites[index], into=rewrite.into)
+            earlier = self.rewrites[index]
+            further = tuple(name for name in rewrite.nodes if name not in earlier.into)
+            self.rewrites[index] = replace(earlier, nodes=earlier.nodes + further, into=rewrite.into)
 
     def records(self) -> list[DeclinedRecord]:
         """Return what was declined, in the order in which it was met."""
@@ -427,25 +429,26 @@ def _lower(
 
     So fusing the result changes nothing. A norm that is written twice is one rewrite, from the first nodes to the last.
     """
-    roots = {site.output.name: site.root for site in sites}
+    roots = {ledger.names[site.root]: site.root for site in sites}
     for _ in range(_MOST_ROUNDS):
         known = set(graph) if sites else set()
         if not sites or not _lower_once(graph, sites, roots, target, reading(), editor, ledger):
             return
         found = find_norms(graph, reading())
         sites = [site for site in found if isinstance(site, NormSite) and not known.issuperset(site.interior)]
+        writers = {name: rewrite.id for rewrite in ledger.rewrites if rewrite.kind == "emit" for name in rewrite.into}
         for site in sites:
-            first = roots.get(site.output.name)
-            if first is None:
-                ledger.name([site.root])
+            written = [writers[name] for name in map(describe, site.interior) if name in writers]
+            if written:
+                ledger.names[site.root] = written[0].removeprefix("emit:")
             else:
-                ledger.names[site.root] = ledger.names[first]
+                ledger.name([site.root])
 
 
 def _lower_once(
     graph: ir.Graph,
     sites: list[NormSite],
-    first: Mapping[str | None, ir.Node],
+    first: Mapping[str, ir.Node],
     target: Target,
     reading: Reading,
     editor: Editor,
@@ -453,7 +456,7 @@ def _lower_once(
 ) -> bool:
     """Write ``sites`` in the target's form. Returns whether anything was written.
 
-    first: the root of each norm before any was written, by the name of its output.
+    first: the root of each norm before any was written, by name.
     """
     for site in sites:
         text = advice(site, target.form, reading, reading.opset, target.provider)
@@ -464,7 +467,7 @@ def _lower_once(
         ledger.ids.add(identifier)
         return ledger.options.only is None or identifier in ledger.options.only
 
-    roots = {f"emit:{ledger.names[site.root]}": first.get(site.output.name, site.root) for site in sites}
+    roots = {f"emit:{name}": first.get(name, site.root) for site in sites for name in [ledger.names[site.root]]}
     rewrites, declined = lower_norms(
         graph, sites, target.form, reading, editor, wanted, target.provider, ledger.names, ledger.skips
     )

@@ -97,6 +97,19 @@ def test_folds_into_one_operator_are_replayed_one_by_one() -> None:
         assert_same(model, alone)
 
 
+def test_a_norm_that_is_written_twice_is_one_rewrite() -> None:
+    """Written out, the norm takes in the Dropout behind it: the second writing belongs to the first."""
+    text = "g (float[N,4,6,5] x) => (float[N,4,6,5] y) { n = InstanceNormalization (x, s, b)  d = Dropout (n)  y = Relu (d) }"
+    rows = {name: row for name, row in parameters(4).items() if name in "sb"}
+    model = build(text, rows)
+    fused, report = fuse(model, target=Target(Form.PRIMITIVE))
+    (rewrite,) = report.rewrites
+    assert (rewrite.id, rewrite.nodes) == ("emit:n", ("InstanceNormalization → n", "Dropout → d"))
+    assert set(rewrite.into) == {node.name for node in fused.graph if node.op_type != "Relu"}
+    assert report.norms[0].plan == f"emit {rewrite.into[-1]}"
+    assert_same(model, fused)
+
+
 def test_ids_in_branches_that_share_a_name() -> None:
     branch = "c = Conv (x, W)  p = BatchNormalization (c, s, b, m, v)"
     text = f"""g (float[2,3,6,6] x, bool t) => (float[2,4,6,6] y) {{ y = If (t) <

@@ -57,3 +57,24 @@ def test_what_is_stated_stays_and_an_unknown_operator_is_no_obstacle() -> None:
     with inferred_shapes(built):
         assert shapes(built)["r"] == ["M", 4, 6]
     assert shapes(built) == {"r": ["M", 4, 6], "v": None, "m": None, "y": ["N", 4, 6]}
+
+
+@pytest.mark.parametrize(
+    ("norm", "opset"),
+    [
+        ("GroupNormalization <num_groups = 2> (x, s, s)", 21),
+        ("SimplifiedLayerNormalization (x, q)", 17),
+        ("MeanVarianceNormalization (x)", 17),
+    ],
+)
+def test_norms_that_inference_has_no_rule_for(norm: str, opset: int) -> None:
+    """What is behind them is known all the same, and the node stays what it is."""
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]> g (float[N,4,6,5] x) => (y)
+        <float[4] s = {{1, 2, 3, 4}}, float[5] q = {{1, 2, 3, 4, 5}}>
+        {{ a = Relu (x)  n = {norm}  r = Relu (n)  y = InstanceNormalization (r, s, s) }}"""
+    model = ir.from_onnx_text(text)
+    behind = model.graph[2].outputs[0]
+    with inferred_shapes(model):
+        assert (str(behind.shape), behind.dtype) == ("[N,4,6,5]", ir.DataType.FLOAT)
+    assert behind.shape is None
+    assert model.graph[1].op_type == norm.split()[0]
