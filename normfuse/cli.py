@@ -57,6 +57,12 @@ FoldNormAffine = Annotated[
     bool,
     typer.Option("--fold-norm-affine", help="Fold scale and bias of layer, RMS, group norms into what reads them."),
 ]
+DuplicateProducers = Annotated[
+    bool,
+    typer.Option(
+        "--duplicate-producers", help="Fold batch norms into copies of operators that others read: more work."
+    ),
+]
 ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.")]
 NoValidate = Annotated[bool, typer.Option("--no-validate", help="Write the result without verifying it.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")]
@@ -156,6 +162,7 @@ def fuse(
     assume_inference: AssumeInference = False,
     lift_flagged: LiftFlagged = False,
     fold_norm_affine: FoldNormAffine = False,
+    duplicate_producers: DuplicateProducers = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -165,7 +172,7 @@ def fuse(
 
     target = _target(form, provider, opset)
     _refuse_to_overwrite(model, output, report)
-    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine, duplicate_producers)
     _fuse_and_save(model, output, target, options, report, validate=not no_validate)
 
 
@@ -247,6 +254,7 @@ def export(
     assume_inference: AssumeInference = False,
     lift_flagged: LiftFlagged = False,
     fold_norm_affine: FoldNormAffine = False,
+    duplicate_producers: DuplicateProducers = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -281,7 +289,7 @@ def export(
         io.save(model, output)
         _say(f"wrote {output}")
         return
-    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine, duplicate_producers)
     _fuse_and_save(model, output, target, options, report, validate=not no_validate)
 
 

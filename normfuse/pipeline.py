@@ -31,6 +31,7 @@ from normfuse.passes.fold_norm_affine import fold_norm_affine
 from normfuse.passes.fold_quantized import fold_quantized
 from normfuse.passes.lower_norms import current_sites, lower_norms
 from normfuse.passes.merge_branches import Merge, merge_branches
+from normfuse.passes.move_affine import move_norms
 from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs, inline_functions
 from normfuse.recognise import find_norms, nodes_of
 from normfuse.recognise.affine_chain import Norms
@@ -58,6 +59,7 @@ class Options:
     freeze_inputs: bool = False
     lift_flagged: bool = False
     fold_norm_affine: bool = False
+    duplicate_producers: bool = False
 
 
 def read(source: Source) -> ir.Model:
@@ -81,6 +83,7 @@ def fuse(
     freeze_inputs: bool = False,
     lift_flagged: bool = False,
     fold_norm_affine: bool = False,
+    duplicate_producers: bool = False,
     validate: bool = False,
 ) -> tuple[ir.Model, FusionReport]:
     """Return ``model`` with its BatchNormalization folded and its other norms in the form of ``target``, and a report.
@@ -90,13 +93,16 @@ def fuse(
     assume_inference: treat training-mode BatchNormalization as inference. freeze_inputs: treat initializers that
     callers could override as constant. lift_flagged: also lift what is a norm in exact arithmetic and differs from it in
     floating point, such as a variance as E[x²] − E[x]². fold_norm_affine: fold the scale and bias of the other norms into
-    the linear operators behind them, where nothing else reads the norm. validate: verify the result against ``model``; the
-    report holds the verdict, nothing is raised on a divergence.
+    the linear operators behind them, where nothing else reads the norm. duplicate_producers: let a batch norm fold into a
+    copy of an operator that others read too, which costs more work. validate: verify the result against ``model``; the report holds
+    the verdict, nothing is raised on a divergence.
 
     Raises ModelIOError for an unreadable model, UnsupportedForm for an unknown target or rewrite id, or where the opset
     of the target cannot say what the model does; the message names the node and its operator.
     """
-    options = Options(skip, _ids(only), assume_inference, freeze_inputs, lift_flagged, fold_norm_affine)
+    options = Options(
+        skip, _ids(only), assume_inference, freeze_inputs, lift_flagged, fold_norm_affine, duplicate_producers
+    )
     target = _target(target)
     candidate = read(model)
     report = fuse_in_place(candidate, target, options)
@@ -326,14 +332,41 @@ def _fuse_graph(
             ledger.decline(node, "left alone as asked: its name matches --skip")
     _fold(fold_quantized(graph, norms, reading()), editor, ledger)
     _fold(fold_backward(graph, _staying(norms), reading()), editor, ledger)
-    _merge(graph, norms, reading, editor, ledger)
-    _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
+    moved = True
+    while moved:  # a norm that moved may leave branches behind that merge now
+        _merge(graph, norms, reading, editor, ledger)
+        _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
+        moved = _move(graph, _staying(norms), reading, editor, ledger)
     sites = [site for site in _staying(norms).values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
     if ledger.options.fold_norm_affine:
         _fold_affines(graph, sites, target, reading(), editor, ledger)
         sites = [site for site in sites if site.root.graph is not None]
     _lower(graph, sites, target, reading, editor, ledger)
     return found
+
+
+def _move(
+    graph: ir.Graph,
+    norms: Norms,
+    reading: Callable[[], Reading],
+    editor: Editor,
+    ledger: _Ledger,
+) -> bool:
+    """Move what the folds left to linear operators that are farther away. Returns whether anything moved."""
+
+    def wanted(norm: ir.Node, nodes: tuple[ir.Node, ...]) -> str | None:
+        identifier = ledger.identify("move-batchnorm", norm)
+        return identifier if ledger.wants(identifier, nodes) else None
+
+    free = {node: outcome for node, outcome in norms.items() if not ledger.skips(node)}
+    moves = move_norms(graph, free, reading, editor, wanted, duplicate=ledger.options.duplicate_producers)
+    ledger.rewrites.extend(moves.rewrites)
+    for node, plan in moves.plans.items():
+        ledger.plans[node] = plan
+        ledger.declined.pop(node, None)
+    for outcome in moves.declined:
+        ledger.decline(outcome.at, outcome.reason)
+    return bool(moves.rewrites)
 
 
 def _staying(norms: Norms) -> dict[ir.Node, NormSite | Declined]:

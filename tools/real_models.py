@@ -277,6 +277,55 @@ def pytorchcv_densenet121() -> Built:
     return densenet121(), (_image(1, 3, 224, 224),)
 
 
+def pytorchcv_preresnet18() -> Built:
+    """PreResNet-18 of pytorchcv at 64: BatchNorm and Relu before each Conv."""
+    from pytorchcv.models.preresnet import preresnet18
+
+    return preresnet18(), (_image(1, 3, 64, 64),)
+
+
+def pytorchcv_shufflenetv2() -> Built:
+    """ShuffleNetV2 of pytorchcv at 64: BatchNorm, Split, Concat, channel shuffle."""
+    from pytorchcv.models.shufflenetv2 import shufflenetv2_wd2
+
+    return shufflenetv2_wd2(), (_image(1, 3, 64, 64),)
+
+
+def pytorchcv_ibn_resnet50() -> Built:
+    """IBN-ResNet-50 of pytorchcv at 64: Split, InstanceNorm of one half and BatchNorm of the other, Concat."""
+    from pytorchcv.models.ibnresnet import ibn_resnet50
+
+    return ibn_resnet50(), (_image(1, 3, 64, 64),)
+
+
+def transformers_levit() -> Built:
+    """LeViT of transformers: BatchNorm behind Linear of three axes, through Reshape."""
+    from transformers import LevitConfig, LevitForImageClassification
+
+    config = LevitConfig(image_size=64, depths=[1, 1, 1], hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4])
+    return LevitForImageClassification(config), (_image(2, 3, 64, 64),)
+
+
+def csp_block() -> Built:
+    """A cross-stage block whose BatchNorm stands behind the Concat of its two branches, as in YOLOv4 and v5."""
+    from torch import cat, nn
+
+    class Csp(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            half = channels // 2
+            self.one, self.two = nn.Conv2d(channels, half, 1), nn.Conv2d(channels, half, 1, bias=False)
+            self.inner = nn.Sequential(nn.Conv2d(half, half, 3, padding=1), nn.BatchNorm2d(half), nn.LeakyReLU(0.1))
+            self.out = nn.Conv2d(half, half, 1, bias=False)
+            self.norm, self.last = nn.BatchNorm2d(channels), nn.Conv2d(channels, channels, 1)
+
+        def forward(self, x: Any) -> Any:
+            joined = cat((self.out(self.inner(self.one(x))), self.two(x)), 1)
+            return self.last(nn.functional.leaky_relu(self.norm(joined), 0.1))
+
+    return Csp(32), (_image(1, 32, 32, 32),)
+
+
 MODELS: tuple[Callable[[], Built], ...] = (
     transformers_resnet,
     transformers_segformer,
@@ -299,6 +348,11 @@ MODELS: tuple[Callable[[], Built], ...] = (
     pytorchcv_resnet18,
     pytorchcv_mobilenetv2,
     pytorchcv_densenet121,
+    pytorchcv_preresnet18,
+    pytorchcv_shufflenetv2,
+    pytorchcv_ibn_resnet50,
+    transformers_levit,
+    csp_block,
 )
 
 

@@ -252,9 +252,9 @@ def _is_private(value: ir.Value) -> bool:
 
 def _take_over(old: ir.Value, new: ir.Value) -> None:
     """Give every use of ``old``, its name, type, shape and metadata to ``new``."""
-    if new.shape is None:
+    if new.shape is None or old.is_graph_output():
         new.shape = old.shape
-    if new.type is None:
+    if new.type is None or old.is_graph_output():
         new.type = old.type
     if old.metadata_props:
         new.metadata_props.update(old.metadata_props)

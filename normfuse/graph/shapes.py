@@ -38,23 +38,26 @@ def inferred_shapes(model: ir.Model) -> Iterator[None]:
         for node in graph:
             _help(node)
     ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-    shapeless: list[ir.Value] = []
-    typeless: list[ir.Value] = []
+    shapes: list[tuple[ir.Value, ir.Shape]] = []
+    types: list[tuple[ir.Value, ir.TypeProtocol]] = []
     for graph, twin in zip(graphs, copy.graphs(), strict=True):
         for value, known in zip(_results(graph), _results(twin), strict=True):
             if value.shape is None and known.shape is not None:
                 value.shape = known.shape
-                shapeless.append(value)
+                shapes.append((value, known.shape))
             if value.type is None and known.type is not None:
                 value.type = known.type
-                typeless.append(value)
+                types.append((value, known.type))
     try:
         yield
     finally:
-        for value in shapeless:
-            value.shape = None
-        for value in typeless:
-            value.type = None
+        # A value that has become a graph output states what that output stated: it keeps it.
+        for value, shape in shapes:
+            if value.shape is shape:
+                value.shape = None
+        for value, type_ in types:
+            if value.type is type_:
+                value.type = None
 
 
 def _help(node: ir.Node) -> None:

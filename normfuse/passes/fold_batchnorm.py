@@ -178,20 +178,23 @@ def _copies(linear: Linear) -> str:
 
 
 def fold_forward(graph: ir.Graph, norms: Norms, reading: Reading) -> list[Fold | Declined]:
-    """Decide for each norm whether it folds into the one linear operator that reads it. Changes nothing."""
+    """Decide for each norm that one linear operator alone reads whether it folds into that. Changes nothing."""
     outcomes: list[Fold | Declined] = []
     claimed: set[ir.Node] = set()
     for norm in graph:
         if norm not in norms or not is_op(norm, "BatchNormalization") or norm in claimed:
             continue
         outcome = _decide_forward(norm, norms, reading)
+        if outcome is None:
+            continue
         outcomes.append(outcome)
         if isinstance(outcome, Fold):
             claimed.update(outcome.removes)
     return outcomes
 
 
-def _decide_forward(norm: ir.Node, norms: Norms, reading: Reading) -> Fold | Declined:
+def _decide_forward(norm: ir.Node, norms: Norms, reading: Reading) -> Fold | Declined | None:
+    """Return None where no linear operator alone reads the norm: it may still move there."""
     affine = norm_affine(norm, None, norms, reading)
     if affine is None:
         return _obstacle(norm, "it is not an inference BatchNormalization")
@@ -199,18 +202,18 @@ def _decide_forward(norm: ir.Node, norms: Norms, reading: Reading) -> Fold | Dec
         return affine
     x, rank = norm.inputs[0], reading.ranks.of(norm.inputs[0])
     if x is None or rank is None:
-        return _no_linear_before(norm, reading)
+        return None
     channels = Channels(affine.scale.size, 1, rank)
     links = (Link(norm, affine, is_norm=True), *follow(norm.outputs[0], channels, norms, reading))
     last = links[-1].node.outputs[0]
     consumer = _only_reader(last)
     linear = None if consumer is None else read_consumer(consumer, last, reading)
     if linear is None or consumer is None:
-        return _no_linear_before(norm, reading)
+        return None
     if isinstance(linear, Declined):
         return Declined(linear.reason, norm)
     if linear.channels.count != channels.count or linear.channels.rank != rank:
-        return _no_linear_before(norm, reading)
+        return None
     site = norms[norm]
     distance = mean_distance(site, reading) if isinstance(site, NormSite) else 0.0
     if distance > FARTHEST_MEAN:
@@ -240,28 +243,6 @@ def mean_distance(site: NormSite, reading: Reading) -> float:
         return 0.0
     deviation = np.sqrt(np.asarray(var, np.float64) + site.spec.epsilon)
     return float(np.max(np.abs(np.asarray(mean, np.float64)) / deviation))
-
-
-def _no_linear_before(norm: ir.Node, reading: Reading) -> Declined:
-    """Say what stands where a linear operator would have to be."""
-    x = norm.inputs[0]
-    producer = None if x is None else x.producer()
-    if x is None or producer is None:
-        return _obstacle(norm, f"its input '{x.name if x is not None else ''}' is an input of the graph")
-    name = f"{producer.op_type} '{describe(producer)}'"
-    if producer.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"):
-        return _obstacle(norm, f"a quantiser stands before it: {name}")
-    if producer.graph is not norm.graph:
-        return _obstacle(norm, f"its input comes from an outer graph, from {name}")
-    if not is_linear(producer) and not is_op(producer, "Identity", "Dropout", "Mul", "Add", "Sub", "Div"):
-        return _obstacle(norm, f"its input comes from {name}, into which no norm folds")
-    if x.is_graph_output():
-        return _obstacle(norm, f"the result of {name} is also a graph output")
-    for user, _ in x.uses():
-        if user is not norm:
-            how = "captured by a subgraph, at" if user.graph is not norm.graph else "used by"
-            return _obstacle(norm, f"the result of {name} is also {how} '{describe(user)}'")
-    return _obstacle(norm, f"its input comes from {name}, behind which no linear operator stands alone")
 
 
 def _obstacle(norm: ir.Node, reason: str) -> Declined:

@@ -47,6 +47,7 @@ def fusion_report(report: FusionReport) -> str:
     kinds = Counter(rewrite.kind for rewrite in report.rewrites)
     what = {
         "fold-batchnorm": "fold of batch norms",
+        "move-batchnorm": "move of batch norms",
         "merge-branches": "merge of branches",
         "fold-norm-affine": "fold of scale and bias",
         "emit": "norm written anew",

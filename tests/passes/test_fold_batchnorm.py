@@ -306,10 +306,10 @@ DECLINED = [
     ("computed scale", "one = ReduceMax <keepdims = 0, axes = [0,2,3]> (x)  c = Conv (x, W)  y = BatchNormalization (c, s, b, m, k)  k = Concat <axis = 0> (one, h)", 17,
      "its running variance is computed by Concat 'k'"),
     ("Relu between", f"k = Conv (x, W)  c = Relu (k)  y = {BN}", 17,
-     "its input comes from Relu 'Relu → c', into which no norm folds"),
+     "Relu 'Relu → c' passes no shift"),
     ("quantiser between", f"k = Conv (x, W)  q = QuantizeLinear (k, o, z)  c = DequantizeLinear (q, o, z)  y = {BN}", 17,
-     "a quantiser stands before it: DequantizeLinear 'DequantizeLinear → c'"),
-    ("graph input", "y = BatchNormalization (x, s3, b3, m3, v3)", 17, "its input 'x' is an input of the graph"),
+     "no affine map passes DequantizeLinear 'DequantizeLinear → c'"),
+    ("graph input", "y = BatchNormalization (x, s3, b3, m3, v3)", 17, "'x' is an input of the graph"),
     ("weight is computed", f"w = Relu (R)  c = Conv (x, w)  y = {BN}", 17,
      "the weight 'w' of Conv 'Conv → c' is computed by Relu 'w'"),
 ]  # fmt: skip

@@ -1,0 +1,139 @@
+"""Forward: "v is read before f instead of behind it", asked of everything that reads a value.
+
+Every reader absorbs f (a linear operator), vanishes into it (an affine node), or passes it on to those that read its
+own outputs by its rule. One that can do none of these ends the whole plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.graph.editing import describe
+from normfuse.graph.reading import has_parameters, is_op, is_standard
+from normfuse.graph.site import Declined
+from normfuse.passes.affine_own import own_map
+from normfuse.passes.affine_plan import DEEPEST, MOST_VISITS, Ground, Plan, half_strained, is_annotated, name, once
+from normfuse.passes.affine_rules import RULES
+from normfuse.passes.linear_inputs import absorb_input
+from normfuse.passes.spread import Spread
+from normfuse.recognise.affine_chain import is_linear
+
+_GROWS = frozenset({"Concat", "Resize", "Upsample", "Pad", "Gather", "Add", "Sub"})
+"""Operators whose output may have more elements than one input."""
+
+
+def plan_forward(value: ir.Value, f: Spread, at: ir.Node, ground: Ground) -> Plan | Declined:
+    """Return how everything that reads ``value``, the result of ``at``, can read what was before f."""
+    try:
+        return once(_Forward(ground).unmake(value, f, at, grown=False, depth=0), at)
+    except _Stop as stop:
+        return stop.declined
+
+
+class _Stop(Exception):
+    """Ends a plan at its first obstacle."""
+
+    def __init__(self, declined: Declined) -> None:
+        super().__init__(declined.reason)
+        self.declined = declined
+
+
+class _Forward:
+    """One plan in the making: it counts the values that it looks at."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._visits = 0
+
+    def unmake(self, value: ir.Value, f: Spread, at: ir.Node, *, grown: bool, depth: int) -> Plan:
+        """Plan every reader of ``value``. grown: the map has passed an operator that makes more of less."""
+        what = f"the result of {name(at)}"
+        if value.is_graph_output():
+            raise _Stop(Declined(f"{what} is a graph output", at))
+        if is_annotated(value):
+            raise _Stop(Declined(f"{what} has quantization parameters in the file", at))
+        readers = list(dict.fromkeys(user for user, _ in value.uses() if not is_op(user, "Shape", "Size")))
+        if not readers:
+            raise _Stop(Declined(f"nothing reads {what}", at))
+        plan = Plan()
+        for reader in readers:
+            self._visits += 1
+            if self._visits > MOST_VISITS or depth > DEEPEST:
+                raise _Stop(Declined("more operators lie on its way than are looked at", at))
+            if reader.graph is not at.graph:
+                raise _Stop(Declined(f"{what} is captured by a subgraph, at '{describe(reader)}'", at))
+            if reader in self._ground.claimed:
+                raise _Stop(Declined(f"{name(reader)} changes for another norm", reader))
+            plan += self._through(reader, value, f, grown=grown, depth=depth)
+        return plan
+
+    def _through(self, node: ir.Node, value: ir.Value, f: Spread, *, grown: bool, depth: int) -> Plan:
+        places = [index for index, operand in enumerate(node.inputs) if operand is value]
+        if len(places) != 1:
+            raise _Stop(Declined(f"{name(node)} reads '{value.name}' twice", node))
+        (index,) = places
+        if is_linear(node):
+            return self._into_linear(node, index, f, grown=grown)
+        own = own_map(node, self._ground)
+        if isinstance(own, tuple):
+            at, g = own
+            if at != index or g.rank != f.rank:
+                raise _Stop(Declined(f"{name(node)} reads '{value.name}' as a parameter", node))
+            composed = g.after(f)
+            if composed.is_identity:
+                raise _Stop(Declined(f"{name(node)} undoes it", node))
+            return Plan(gone=((node, index),)) + self._further(node, ((0, composed),), grown, depth)
+        if is_op(node, "Add", "Sub"):
+            return self._through_sum(node, index, f, depth=depth)
+        rule = RULES.get(node.op_type) if is_standard(node) else None
+        if rule is None or has_parameters(node):
+            raise _Stop(own if isinstance(own, Declined) else Declined(f"no affine map passes {name(node)}", node))
+        if index != 0 and node.op_type != "Concat":
+            raise _Stop(Declined(f"{name(node)} reads '{value.name}' as a parameter", node))
+        passed = rule(node, index, f, self._ground.context, backward=False)
+        if isinstance(passed, str):
+            raise _Stop(Declined(f"{name(node)} {passed}", node))
+        here = Plan(
+            constants=tuple((node, place, array) for place, array in passed.constants),
+            through=(node,),
+            strained=(node,) if passed.combines else (),
+            averages=passed.averages,
+        )
+        return here + self._further(node, passed.maps, grown or node.op_type in _GROWS, depth)
+
+    def _into_linear(self, node: ir.Node, index: int, f: Spread, *, grown: bool) -> Plan:
+        found = absorb_input(node, index, f, self._ground.reading)
+        if isinstance(found, Declined):
+            raise _Stop(found)
+        if found.adds and (grown or found.channels > max(f.scale.size, f.shift.size)):
+            raise _Stop(Declined(f"{name(node)} would need an Add of more elements than the norm has", node))
+        return Plan(linears=((node, found.rebuild),), adds=found.adds) + half_strained(
+            node, found.dtype, found.adds, found.moved
+        )
+
+    def _through_sum(self, node: ir.Node, index: int, f: Spread, *, depth: int) -> Plan:
+        """Add, Sub: a shift passes, a scale would have to be taken from the other operand."""
+        if has_parameters(node) or self._ground.reading.opset < 7:
+            raise _Stop(Declined(f"no affine map passes {name(node)}", node))
+        if not (f.scale == 1.0).all():
+            raise _Stop(Declined(f"{name(node)} adds something that is not scaled", node))
+        rank = self._ground.rank(node.outputs[0])
+        if rank is None or rank < f.rank:
+            raise _Stop(Declined(f"the rank of {name(node)} is not known", node))
+        sign = -1.0 if node.op_type == "Sub" and index == 1 else 1.0
+        shift = (sign * f.shift).reshape((1,) * (rank - f.rank) + f.shift.shape)
+        moved = Spread(np.ones((1,) * rank), shift)
+        return Plan(through=(node,), strained=(node,)) + self._further(node, ((0, moved),), True, depth)
+
+    def _further(self, node: ir.Node, maps: Iterable[tuple[int, Spread]], grown: bool, depth: int) -> Plan:
+        """Plan the readers of what ``node`` returns."""
+        plan = Plan()
+        for index, f in maps:
+            output = node.outputs[index]
+            if f.is_identity or (not output.uses() and not output.is_graph_output()):
+                continue
+            plan += Plan(moved=(output,)) + self.unmake(output, f, node, grown=grown, depth=depth + 1)
+        return plan
