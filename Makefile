@@ -30,7 +30,7 @@ readme: $(READY)
 sanitize: $(READY)
 	$(VENV)/bin/cmake -S normfuse/native -B $(SANITIZED) -DNORMFUSE_SANITIZE=address,undefined
 	$(VENV)/bin/cmake --build $(SANITIZED)
-	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	NORMFUSE_REQUIRE_NATIVE=1 NORMFUSE_OPS_LIBRARY=$(SANITIZED)/libnormfuse_ops.so $(RUN) -m pytest -q tests/native
 
 $(READY): pyproject.toml constraints.txt

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normfuse import __version__
-from normfuse.errors import NormfuseError, UnsupportedForm
+from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 
 if TYPE_CHECKING:
     from normfuse.emit.target import Target
@@ -313,8 +313,6 @@ def _json_beside(path: Path | None, content: object) -> Iterator[None]:
     if path is None:
         yield
         return
-    from normfuse.errors import ModelIOError
-
     target = path.resolve()
     if path.exists() and not path.is_file():
         raise ModelIOError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}; name a file to write")
@@ -360,6 +358,32 @@ def validate(
             pass
     _say(table.validation(report))
     raise typer.Exit(_code(report.verdict))
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL [OTHER]...", help="ONNX files, compared with the first.")
+    ],
+    provider: ProviderName = "cpu",
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Threads; 0 leaves it to onnxruntime.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how long models take, and where the time goes."""
+    _set_up(verbose, quiet)
+    from normfuse.emit.target import parse_provider
+    from normfuse.runtime.bench import bench as measure
+
+    for model in models:
+        _refuse_to_overwrite(model, json_file)
+        if not model.is_file():
+            raise ModelIOError(f"{model}: no such file")
+    _progress("measuring")
+    report = measure(models, f"{parse_provider(provider).name}ExecutionProvider", threads=threads)
+    with _json_beside(json_file, report.json()):
+        _say(report.table())
 
 
 @app.command()

@@ -37,6 +37,7 @@ from normfuse.recognise import find_norms, nodes_of
 from normfuse.recognise.affine_chain import Norms
 from normfuse.recognise.other import OtherSite, find_other
 from normfuse.report.records import Change, DeclinedRecord, FusionReport, NormRecord, Rewrite
+from normfuse.runtime.library import find_library
 from normfuse.spec import kind
 
 _MOST_ROUNDS = 3
@@ -502,7 +503,16 @@ def _lower_once(
 
     roots = {f"emit:{name}": first.get(name, site.root) for site in sites for name in [ledger.names[site.root]]}
     rewrites, declined = lower_norms(
-        graph, sites, target.form, reading, editor, wanted, target.provider, ledger.names, ledger.skips
+        graph,
+        sites,
+        target.form,
+        reading,
+        editor,
+        wanted,
+        target.provider,
+        ledger.names,
+        ledger.skips,
+        native=_counts_on_native(target),
     )
     for outcome in declined:
         ledger.decline(outcome.at, outcome.reason)
@@ -512,6 +522,11 @@ def _lower_once(
         ledger.declined.pop(root, None)
         ledger.record(rewrite)
     return bool(rewrites)
+
+
+def _counts_on_native(target: Target) -> bool:
+    """Whether the native operators may be written: they are asked for, or found here."""
+    return find_library().is_usable if target.native is None else target.native
 
 
 def _record(site: NormSite) -> NormRecord:

@@ -41,17 +41,35 @@ EMITTERS: dict[Form, Emitter] = {
 
 
 def emit(
-    site: NormSite, form: Form, reading: Reading, opset: int, provider: Provider = Provider.CPU
+    site: NormSite,
+    form: Form,
+    reading: Reading,
+    opset: int,
+    provider: Provider = Provider.CPU,
+    *,
+    native: bool = False,
 ) -> Replacement | Declined | None:
     """Return ``site`` written anew in ``form`` with the operators of ``opset``; decides, changes nothing.
+
+    native: whether AUTO may count on the library of native operators.
 
     None where AUTO leaves it as it is. The new nodes already count as readers of their operands: apply the replacement,
     or take it back with :func:`normfuse.emit.writing.detach`.
     """
+    if form is Form.AUTO and native:
+        return emit_auto(site, reading, opset, provider, native=True)
     return EMITTERS[form](site, reading, opset, provider)
 
 
-def is_written(site: NormSite, form: Form, reading: Reading, opset: int, provider: Provider = Provider.CPU) -> bool:
+def is_written(
+    site: NormSite,
+    form: Form,
+    reading: Reading,
+    opset: int,
+    provider: Provider = Provider.CPU,
+    *,
+    native: bool = False,
+) -> bool:
     """Whether ``site`` is already in ``form``, so that emitting it again would only change names.
 
     Asked before anything is written; :func:`says_the_same` is asked after.
@@ -61,7 +79,7 @@ def is_written(site: NormSite, form: Form, reading: Reading, opset: int, provide
     ):
         return True  # arithmetic on constants is right everywhere, and exact where a mean is far from zero
     if form is Form.AUTO:
-        return best_spelling(site, reading, opset, provider) is None
+        return best_spelling(site, reading, opset, provider, native=native) is None
     if form is Form.CUSTOM and custom_operator(site, opset, reading.ranks.of(site.operands.x)) is not None:
         return all(node.domain == "ai.normfuse" for node in site.interior)
     if form is Form.ORT and runs_as_contrib(site, provider):

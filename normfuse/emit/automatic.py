@@ -1,12 +1,13 @@
 """The ``auto`` form: the fastest spelling that is exact on the provider, by the measured table; else the norm stays.
 
-It writes standard operators only, each with a kernel on the provider: never ``ai.normfuse``, whose library nobody probed,
-nor an operator that onnx.checker does not know.
+It writes standard operators, each with a kernel on the provider; operators of ``ai.normfuse`` only where the library that
+has their kernels was found (``native``), and never another that onnx.checker does not know.
 """
 
 from __future__ import annotations
 
-from normfuse.emit.kernels import Spelling, fastest, has_kernel
+from normfuse.emit.custom import custom_operator, emit_custom
+from normfuse.emit.kernels import Spelling, fastest, has_kernel, native_wins
 from normfuse.emit.primitive import emit_primitive
 from normfuse.emit.standard import emit_reshaped, emit_standard, operator_of
 from normfuse.emit.target import Provider
@@ -14,7 +15,8 @@ from normfuse.emit.writing import channel_count, type_of
 from normfuse.graph.editing import Replacement
 from normfuse.graph.reading import is_standard
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.spec import AffineAxes, PerChannel, PerGroup, Stored, canonical, kind
+from normfuse.spec import AffineAxes, PerChannel, PerGroup, Stored, canonical
+from normfuse.spec import kind as kind_of
 
 _MICROSOFT = "com.microsoft"
 _NATIVE = frozenset(
@@ -23,9 +25,13 @@ _NATIVE = frozenset(
 )
 
 
-def emit_auto(site: NormSite, reading: Reading, opset: int, provider: Provider) -> Replacement | Declined | None:
+def emit_auto(
+    site: NormSite, reading: Reading, opset: int, provider: Provider, *, native: bool = False
+) -> Replacement | Declined | None:
     """Write ``site`` in its fastest spelling on ``provider``; None where it stays."""
-    spelling = best_spelling(site, reading, opset, provider)
+    spelling = best_spelling(site, reading, opset, provider, native=native)
+    if spelling is Spelling.NATIVE:
+        return emit_custom(site, reading, opset)
     if spelling is Spelling.RESHAPED:
         return emit_reshaped(site, reading, opset)
     if spelling is Spelling.PRIMITIVE:
@@ -33,14 +39,19 @@ def emit_auto(site: NormSite, reading: Reading, opset: int, provider: Provider) 
     return None if spelling is None else emit_standard(site, reading, opset)
 
 
-def best_spelling(site: NormSite, reading: Reading, opset: int, provider: Provider) -> Spelling | None:
+def best_spelling(
+    site: NormSite, reading: Reading, opset: int, provider: Provider, *, native: bool = False
+) -> Spelling | None:
     """Return the spelling that ``auto`` wants for ``site``; None where it stays: already right, or nothing known."""
     own = type_of(site)
     if own is None or isinstance(site.spec.statistics, Stored):
         return None
     if any(node.domain == "ai.normfuse" for node in site.interior) or runs_as_contrib(site, provider):
         return None
-    spelling = fastest(_kind(site, reading), own, provider)
+    kind = _kind(site, reading)
+    if native and native_wins(kind, own, provider) and custom_operator(site, opset, reading.ranks.of(site.operands.x)):
+        return Spelling.NATIVE
+    spelling = fastest(kind, own, provider)
     operators = {node.op_type for node in site.interior if is_standard(node)}
     if spelling is Spelling.PRIMITIVE:
         return spelling if operators & _NATIVE else None
@@ -61,7 +72,7 @@ def _kind(site: NormSite, reading: Reading) -> str:
     statistics = canonical(site.spec, channels=channel_count(site), rank=rank).statistics
     if isinstance(statistics, PerChannel) and rank != 2:
         return "instance"
-    return "group" if isinstance(statistics, PerGroup) else kind(site.spec)
+    return "group" if isinstance(statistics, PerGroup) else kind_of(site.spec)
 
 
 def runs_as_contrib(site: NormSite, provider: Provider) -> bool:

@@ -34,12 +34,14 @@ class Spelling(enum.Enum):
     """How ``auto`` writes a norm.
 
     OPERATOR: the standard one of the opset; as it is where the opset has none. PRIMITIVE: elementary operators instead of
-    the operator that the model has; as it is where it has none.
+    the operator that the model has; as it is where it has none. NATIVE: the operator of ours that fuses it with its
+    residual and activation.
     """
 
     OPERATOR = "operator"
     RESHAPED = "Reshape, InstanceNormalization, Reshape, BatchNormalization"
     PRIMITIVE = "primitive"
+    NATIVE = "an operator of ai.normfuse"
 
 
 _HALF, _BRAIN, _FLOAT, _DOUBLE = ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE
@@ -58,6 +60,12 @@ FASTEST: dict[tuple[Provider, str], dict[ir.DataType, Spelling]] = {
 """By provider, kind of norm and type of x. What is not here was not measured: it stays as it is."""
 
 
+NATIVE: dict[tuple[Provider, str], frozenset[ir.DataType]] = {
+    (Provider.CPU, kind): frozenset({_HALF, _BRAIN, _FLOAT, _DOUBLE}) for kind in ("instance", "group", "layer", "rms")
+}
+"""Where the native operators win, by provider and kind of norm: ``tools/bench_norms.py`` has the figures."""
+
+
 def has_kernel(op_type: str, dtype: ir.DataType, provider: Provider = Provider.CPU) -> bool:
     """Whether ``provider`` runs ``op_type`` on ``dtype``; operators of another domain than the default with theirs."""
     return dtype in KERNELS.get((provider, op_type), frozenset())
@@ -66,3 +74,8 @@ def has_kernel(op_type: str, dtype: ir.DataType, provider: Provider = Provider.C
 def fastest(kind: str, dtype: ir.DataType, provider: Provider) -> Spelling | None:
     """Return the fastest exact spelling of a norm of ``kind`` on ``provider``; None where none was measured."""
     return FASTEST.get((provider, kind), {}).get(dtype)
+
+
+def native_wins(kind: str, dtype: ir.DataType, provider: Provider) -> bool:
+    """Whether the native operators were measured to be the fastest for a norm of ``kind``, where their library is."""
+    return dtype in NATIVE.get((provider, kind), frozenset())

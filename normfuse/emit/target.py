@@ -29,11 +29,15 @@ class Provider(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """``opset`` None keeps the model's own."""
+    """``opset`` None keeps the model's own.
+
+    native: whether AUTO counts on the library of native operators; None is where it is found here.
+    """
 
     form: Form = Form.AUTO
     provider: Provider = Provider.CPU
     opset: int | None = None
+    native: bool | None = None
 
     def __post_init__(self) -> None:
         """Take names for what they name. Raises UnsupportedForm for unknown ones."""

@@ -11,7 +11,8 @@ from dataclasses import fields
 
 import onnx_ir as ir
 
-from normfuse.emit import custom_operator, emit, is_written, says_the_same
+from normfuse.emit import best_spelling, custom_operator, emit, is_written, says_the_same
+from normfuse.emit.kernels import Spelling
 from normfuse.emit.target import Form, Provider
 from normfuse.emit.writing import detach, is_detached
 from normfuse.graph.editing import Editor, Replacement, describe, refusal
@@ -31,6 +32,8 @@ def lower_norms(
     provider: Provider = Provider.CPU,
     names: Mapping[ir.Node, str] | None = None,
     spared: Callable[[ir.Node], bool] = lambda _: False,
+    *,
+    native: bool = False,
 ) -> tuple[list[Rewrite], list[Declined]]:
     """Write the ``sites`` of ``graph`` in ``form``; return what was done, and what was left alone and why.
 
@@ -38,6 +41,7 @@ def lower_norms(
     A norm that is already in ``form`` stays as it is, so doing this twice changes nothing.
     wanted: whether the rewrite of that id is selected. names: those of the norms, by root, of which ids are made; where
     there are none, the name of the norm's output. spared: whether a node around a norm is to be left alone.
+    native: whether AUTO may count on the native operators.
     """
     names = names or {}
     decided: list[tuple[NormSite, str, Replacement]] = []
@@ -48,11 +52,12 @@ def lower_norms(
         rewrite_id = f"emit:{names.get(site.root, site.output.name)}"
         if site.root.graph is not graph or not wanted(rewrite_id):
             continue
-        if form is Form.CUSTOM:
+        spelling = best_spelling(site, reading, reading.opset, provider, native=native)
+        if form is Form.CUSTOM or (form is Form.AUTO and spelling is Spelling.NATIVE):
             site = _grown(site, reading, claimed, spared)
-        if is_written(site, form, reading, reading.opset, provider):
+        if is_written(site, form, reading, reading.opset, provider, native=native):
             continue
-        replacement = emit(site, form, reading, reading.opset, provider)
+        replacement = emit(site, form, reading, reading.opset, provider, native=native)
         if isinstance(replacement, Declined):
             declined.append(replacement)
         elif replacement is not None and says_the_same(site, replacement):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def session(
     session_options: used and changed; a fresh one by default.
     Raises MissingDependency without onnxruntime; onnxruntime's own errors where the model does not load.
     """
-    ort = _onnxruntime()
+    ort = onnxruntime()
     wanted = [CPU] if providers is None else list(providers)
     names = [entry if isinstance(entry, str) else entry[0] for entry in wanted]
     options = ort.SessionOptions() if session_options is None else session_options
@@ -58,7 +59,7 @@ def session(
 def register(options: Any) -> bool:
     """Register the native operators with ``options``; return whether they are there. Doing it twice is doing it once."""
     library = find_library()
-    if not library.is_usable or version_of(_onnxruntime()) < OLDEST_RUNTIME:
+    if not library.is_usable or version_of(onnxruntime()) < OLDEST_RUNTIME:
         return False
     options.register_custom_ops_library(str(library.path))
     return True
@@ -70,12 +71,12 @@ def version_of(ort: Any) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _onnxruntime() -> Any:
+def onnxruntime() -> Any:
+    """Import onnxruntime. Raises MissingDependency where it is not installed."""
     try:
-        import onnxruntime
+        return importlib.import_module("onnxruntime")
     except ImportError:
         raise MissingDependency("onnxruntime", "cpu", "running a model") from None
-    return onnxruntime
 
 
 def _content(model: Any) -> Any:

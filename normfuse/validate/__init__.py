@@ -32,22 +32,27 @@ def validate(
     inputs: Path | None = None,
     quick: bool = False,
     limits: RuntimeLimits | None = None,
-    libraries: Sequence[Path] = (),
+    libraries: Sequence[Path] | None = None,
 ) -> ValidationReport:
     """Return whether ``candidate`` computes what ``reference`` does. Neither is changed; their opsets may differ.
 
     providers: where both graphs run as well; default the CPU.
     inputs: an .npz file or a folder; default are the families "standard normal", "large mean" and "second size" (of
     every dynamic axis). quick: one family, graph optimizations on only. limits: what a child process may cost.
-    libraries: custom-op libraries that the sessions register.
+    libraries: custom-op libraries that the sessions register; default are the native operators, where they are built
+    and everything runs on the CPU.
 
     Raises ValidationError where the models do not pair up or the inputs do not fit, ModelIOError where one cannot be
     read.
     """
     from normfuse.emit.target import Provider
+    from normfuse.runtime.library import find_library
     from normfuse.validate.run import run
 
     chosen = (Provider.CPU,) if providers is None else tuple(providers)
+    if libraries is None:
+        native = find_library()
+        libraries = (native.path,) if native.is_usable and native.path and chosen == (Provider.CPU,) else ()
     return run(reference, candidate, chosen, inputs, quick=quick, limits=limits, libraries=tuple(libraries))
 
 

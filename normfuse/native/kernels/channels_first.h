@@ -25,6 +25,11 @@ struct Sums {
 template <typename Element>
 constexpr std::int64_t kChunk = 64 * kUnrolled * kLanes<Element>;
 
+// Up to which square of mean / deviation a shift of zero will do. float64 is summed in no wider type: it always is
+// shifted.
+template <typename Element>
+constexpr double kNear = sizeof(Element) == sizeof(double) ? 0.0 : 1.0;
+
 template <typename Element, bool centred, bool shifted, bool has_residual>
 inline Sums chunk_sums(const Source<Element, has_residual>& source, Element* sum, std::int64_t count,
                        Wide<Element> shift) {
@@ -76,8 +81,8 @@ inline Moments mean_and_deviation(Source<Element, has_residual> source, Element*
                             : chunk_sums<Element, true, false>(source + begin, kept, size, shift);
         double mean = sums.linear / n;
         double deviation = sums.squares - sums.linear * mean;
-        // Beyond two standard deviations the squares are mostly those of the mean. NaN compares false, and stays.
-        if (mean * mean * n > 4.0 * deviation) {
+        // Beyond one standard deviation the squares are mostly those of the mean. NaN compares false, and stays.
+        if (mean * mean * n > kNear<Element> * deviation) {
             shifted = true;
             shift = static_cast<Wide<Element>>(static_cast<double>(shift) + mean);
             sums = chunk_sums<Element, true, true>(source + begin, kept, size, shift);

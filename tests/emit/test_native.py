@@ -1,0 +1,88 @@
+"""`auto` where the native operators are found: one node for the norm with its residual and activation."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import normfuse
+from normfuse import Form, Provider, Target
+from tests.graphs import node_types
+from tests.native.grid import needs_library
+
+GROUP = """
+<ir_version: 10, opset_import: ["" : 21]>
+net (float[2, 4, 5, 5] x) => (float[2, 4, 5, 5] y)
+<float[4] scale = {1, 2, 3, 4}, float[4] bias = {1, 0, 0, 2}>
+{ n = GroupNormalization <num_groups = 2> (x, scale, bias)  s = Sigmoid (n)  y = Mul (n, s) }
+"""
+LAYER = """
+<ir_version: 9, opset_import: ["" : 17]>
+net (float[2, 3, 4] x, float[2, 3, 4] r) => (float[2, 3, 4] y, float[2, 3, 4] z)
+<float[4] scale = {1, 2, 3, 4}, float[4] bias = {1, 0, 0, 2}>
+{ t = Add (x, r)  y = LayerNormalization <axis = -1> (t, scale, bias)  z = Relu (t) }
+"""
+NATIVE, PLAIN = Target(native=True), Target(native=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "operators"),
+    [(GROUP, ["GroupNormSilu"]), (LAYER, ["AddLayerNormWithSum", "Relu"])],
+    ids=["group norm and SiLU", "add and layer norm"],
+)
+def test_norms_become_one_node(text: str, operators: list[str]) -> None:
+    model, _ = normfuse.fuse(onnx.parser.parse_model(text), NATIVE)
+    assert node_types(model) == operators
+    assert len(model.functions) == 1
+
+
+@pytest.mark.parametrize("text", [GROUP, LAYER], ids=["group norm and SiLU", "add and layer norm"])
+def test_the_numbers_stay_with_and_without_the_library(text: str) -> None:
+    import onnxruntime
+
+    original = onnx.parser.parse_model(text)
+    fused, _ = normfuse.fuse(original, NATIVE)
+    random = np.random.default_rng(0)
+    feeds = {
+        value.name: random.standard_normal([axis.dim_value for axis in value.type.tensor_type.shape.dim]).astype(
+            np.float32
+        )
+        for value in original.graph.input
+    }
+    content = ir.to_proto(fused).SerializeToString()
+    plain = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    expected = onnxruntime.InferenceSession(original.SerializeToString(), providers=["CPUExecutionProvider"])
+    for session in (plain, normfuse.session(content)):
+        for result, truth in zip(session.run(None, feeds), expected.run(None, feeds), strict=True):
+            np.testing.assert_allclose(result, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [GROUP, LAYER], ids=["group norm and SiLU", "add and layer norm"])
+def test_doing_it_twice_changes_nothing(text: str) -> None:
+    once, _ = normfuse.fuse(onnx.parser.parse_model(text), NATIVE)
+    twice, report = normfuse.fuse(once, NATIVE)
+    assert not report.rewrites
+    assert ir.to_proto(twice).SerializeToString() == ir.to_proto(once).SerializeToString()
+
+
+def test_without_the_library_auto_writes_standard_operators() -> None:
+    model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP), PLAIN)
+    assert all(node.domain == "" for node in model.graph)
+    assert not model.functions
+
+
+def test_other_forms_and_providers_do_not_ask_for_it() -> None:
+    for target in (Target(Form.STANDARD, native=True), Target(provider=Provider.CUDA, native=True)):
+        model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP), target)
+        assert all(node.domain == "" for node in model.graph)
+
+
+def test_by_default_it_is_where_the_library_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_library()
+    model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP))
+    assert node_types(model) == ["GroupNormSilu"]
+    monkeypatch.setenv("NORMFUSE_OPS_LIBRARY", "/no/such/file")
+    model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP))
+    assert "GroupNormSilu" not in node_types(model)
