@@ -243,7 +243,7 @@ def test_other_forms_mean_the_same_and_are_idempotent(form: Form) -> None:
 def test_auto_leaves_other_norms_as_they_are() -> None:
     text = "g (float[N,6,5,4] x) => (float[N,6,5,4] y) { y = InstanceNormalization (x, s, b) }"
     rows = {name: row for name, row in parameters(6).items() if name in "sb"}
-    fused, report = fuse(build(text, rows), Target(native=False))
+    fused, report = fuse(build(text, rows), target=Target(native=False))
     assert [node.op_type for node in fused.graph] == ["InstanceNormalization"]
     assert not report.rewrites
     assert report.norms[0].norm == "instance"

@@ -11,7 +11,8 @@ from dataclasses import fields
 
 import onnx_ir as ir
 
-from normfuse.emit import best_spelling, custom_operator, emit, is_written, says_the_same
+from normfuse.emit import custom_operator, emit, is_written, says_the_same
+from normfuse.emit.automatic import best_spelling
 from normfuse.emit.kernels import Spelling
 from normfuse.emit.target import Form, Provider
 from normfuse.emit.writing import detach, is_detached
