@@ -33,6 +33,7 @@ _SMALLEST_EXTERNAL = 1024
 
 
 _SPARSE, _TRAINING = "normfuse.sparse_initializers", "normfuse.training_info"
+_LISTED = "normfuse.listed_initializers"
 
 
 @runtime_checkable
@@ -104,13 +105,33 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """Return ``model`` as a message, with what onnx_ir does not carry put back where it was."""
-    proto = ir.to_proto(model)
+    with _unlisted(model):
+        proto = ir.to_proto(model)
     for info in model.meta.get(_TRAINING, ()):
         proto.training_info.append(info)
     if model.meta.get(_SPARSE):
         for graph, target in zip(with_subgraphs(model.graph), _proto_graphs(proto.graph), strict=True):
             target.sparse_initializer.extend(graph.meta.get(_SPARSE, ()))
     return proto
+
+
+@contextlib.contextmanager
+def _unlisted(model: ir.Model) -> Iterator[None]:
+    """Hide the types of initializers from onnx_ir, which would add them to ``value_info`` where they were not."""
+    hidden: list[tuple[ir.Value, ir.TypeProtocol | None, ir.Shape | None]] = []
+    for graph in with_subgraphs(model.graph):
+        listed = graph.meta.get(_LISTED)
+        if listed is None:  # no file of ours: written as onnx_ir does
+            continue
+        for name, value in graph.initializers.data.items():
+            if name not in listed and not value.is_graph_input() and not value.is_graph_output():
+                hidden.append((value, value.type, value.shape))
+                value.type = value.shape = None
+    try:
+        yield
+    finally:
+        for value, kind, shape in hidden:
+            value.type, value.shape = kind, shape
 
 
 def objection(model: ir.Model) -> str | None:
@@ -135,8 +156,8 @@ def objection(model: ir.Model) -> str | None:
 def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
     """Deserialize, with what onnx_ir drops.
 
-    Types of function inputs are put where onnx_ir writes them; sparse initializers and training information travel in
-    ``meta``.
+    Types of function inputs are put where onnx_ir writes them; sparse initializers, training information and which
+    initializers ``value_info`` lists travel in ``meta``.
     """
     try:
         model = ir.from_proto(proto)
@@ -146,12 +167,11 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
         _restore_input_types(function, model.functions[function.domain, function.name, function.overload])
     if proto.training_info:
         model.meta[_TRAINING] = list(proto.training_info)
-    sources = list(_proto_graphs(proto.graph))
-    if any(graph.sparse_initializer for graph in sources):
-        model.meta[_SPARSE] = True
-        for source, graph in zip(sources, with_subgraphs(model.graph), strict=True):
-            if source.sparse_initializer:
-                graph.meta[_SPARSE] = list(source.sparse_initializer)
+    for source, graph in zip(_proto_graphs(proto.graph), with_subgraphs(model.graph), strict=True):
+        graph.meta[_LISTED] = frozenset(graph.initializers.data.keys() & {info.name for info in source.value_info})
+        if source.sparse_initializer:
+            model.meta[_SPARSE] = True
+            graph.meta[_SPARSE] = list(source.sparse_initializer)
     return model
 
 

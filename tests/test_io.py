@@ -90,6 +90,19 @@ def test_fused_models_keep_it_too() -> None:
     assert result.graph.quantization_annotation == model.graph.quantization_annotation
 
 
+def test_value_info_lists_the_initializers_that_it_listed() -> None:
+    """onnx_ir would list every one."""
+    model = build(TEXT, {"W": normal(4, 3, 1, 1), **parameters(4)})
+    model.graph.value_info.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, [4]))
+    model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [2, 4, 6, 6]))
+    loaded = io.from_proto(model)
+    assert [info.name for info in io.to_proto(loaded).graph.value_info] == ["m", "c"]
+    assert loaded.graph.initializers["W"].shape == ir.Shape([4, 3, 1, 1])
+    fused, _ = fuse(model)
+    assert [info.name for info in io.to_proto(fused).graph.value_info] == []
+    assert [info.name for info in io.to_proto(loaded.clone()).graph.value_info] == ["m", "c"]
+
+
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         normfuse.save(fuse(example())[0], tmp_path / name)
