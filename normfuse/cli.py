@@ -24,6 +24,7 @@ from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 if TYPE_CHECKING:
     from normfuse.emit.target import Target
     from normfuse.pipeline import Options, Source
+    from normfuse.report.records import Rewrite
     from normfuse.report.verdict import Verdict
 
 DIVERGENT, BAD_INPUT, NOT_VERIFIED, INTERNAL, INTERRUPTED = 1, 2, 3, 4, 130
@@ -307,9 +308,19 @@ def _code(verdict: Verdict) -> int:
     return {"EQUIVALENT": 0, "DIVERGENT": DIVERGENT, "NOT_RUN": NOT_VERIFIED}[verdict.value]
 
 
+def _json_beside(path: Path | None, content: object) -> contextlib.AbstractContextManager[None]:
+    """See :func:`_text_beside`."""
+    return _text_beside(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with _text_beside(path, text):
+        pass
+
+
 @contextlib.contextmanager
-def _json_beside(path: Path | None, content: object) -> Iterator[None]:
-    """Write ``content`` to ``path`` where the work inside succeeds: written before, renamed after, absent else."""
+def _text_beside(path: Path | None, text: str) -> Iterator[None]:
+    """Write ``text`` to ``path`` where the work inside succeeds: written before, renamed after, absent else."""
     if path is None:
         yield
         return
@@ -318,7 +329,7 @@ def _json_beside(path: Path | None, content: object) -> Iterator[None]:
         raise ModelIOError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}; name a file to write")
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        staged.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        staged.write_text(text, encoding="utf-8")
         yield
         os.replace(staged, target)
     except OSError as error:
@@ -332,32 +343,87 @@ def validate(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="The model whose function is the truth.")],
     candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="The model that should compute the same.")],
     provider: Annotated[
-        list[str] | None, typer.Option("--provider", help="Where both run: cpu (default) or cuda; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--provider", help="Where both run: cpu (default), cuda, tensorrt, …, cpu@PYTHON; may be repeated."
+        ),
     ] = None,
     inputs: Annotated[
         Path | None, typer.Option("--inputs", metavar="FILE.npz|FOLDER", help="Your own inputs, by name.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FUSION.json", help="fuse's report, to find the rewrite at fault."),
+    ] = None,
+    locate: Annotated[
+        bool, typer.Option("--locate", help="Find the rewrite and the value where the models part.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer input families.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the verdict as JSON.")] = None,
+    junit_file: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write it as JUnit XML.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as one HTML page.")] = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Verify one model against another."""
     _set_up(verbose, quiet)
-    from normfuse.emit.target import parse_provider
     from normfuse.report import schema, table
+    from normfuse.report.page import page
     from normfuse.validate import validate as compare
+    from normfuse.validate.given import write_inputs
 
-    for model in (reference, candidate):
-        _refuse_to_overwrite(model, json_file)
-    providers = tuple(parse_provider(name) for name in provider or ["cpu"])
+    for model in (reference, candidate, report, inputs):
+        if model is not None:
+            _refuse_to_overwrite(model, json_file, junit_file, html_file)
+    rewrites: tuple[Rewrite, ...] = ()
+    replay = None
+    if report is not None:
+        from normfuse.pipeline import replayer
+
+        rewrites, settings = _read_rewrites(report)
+        replay = replayer(reference, settings)
     _progress("evaluating both models")
-    report = compare(reference, candidate, providers=providers, inputs=inputs, quick=quick)
+    verdict = compare(
+        reference,
+        candidate,
+        providers=provider,
+        inputs=inputs,
+        quick=quick,
+        locate=locate or html_file is not None,
+        rewrites=rewrites if locate else (),
+        replay=replay,
+    )
     if json_file is not None:
-        with _json_beside(json_file, schema.validation(report)):
-            pass
-    _say(table.validation(report))
-    raise typer.Exit(_code(report.verdict))
+        _write_text(json_file, json.dumps(schema.validation(verdict), indent=2, ensure_ascii=False) + "\n")
+    if junit_file is not None:
+        _write_text(junit_file, verdict.junit())
+    if html_file is not None:
+        from normfuse.pipeline import inspect as read_norms
+
+        norms = schema.inspection(read_norms(reference))["norms"]
+        _write_text(html_file, page(verdict, norms, (str(reference), str(candidate))))
+    _say(table.validation(verdict))
+    if verdict.failing is not None and inputs is None:
+        folder = candidate.with_name(f"{candidate.stem}.failing")
+        write_inputs(folder, verdict.failing.feeds)
+        _say(f"failing inputs ({verdict.failing.family}): {folder}; replay them with --inputs {folder}")
+    raise typer.Exit(_code(verdict.verdict))
+
+
+def _read_rewrites(path: Path) -> tuple[tuple[Rewrite, ...], dict[str, object]]:
+    """Return the rewrites of a fusion report, and what was asked for when it was made."""
+    from normfuse.errors import ModelIOError
+    from normfuse.report.records import Rewrite
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rewrites = tuple(
+            Rewrite(item["id"], item["kind"], tuple(item["nodes"]), tuple(item["into"]), item.get("note", ""))
+            for item in content["rewrites"]
+        )
+        return rewrites, dict(content.get("settings") or {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelIOError(f"{path}: is no report of normfuse fuse ({type(error).__name__}: {error})") from None
 
 
 @app.command()

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from normfuse import io
 from normfuse.emit import advice
-from normfuse.emit.target import Target
+from normfuse.emit.target import Target, parse_form, parse_provider
 from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
@@ -95,8 +95,8 @@ def fuse(
     callers could override as constant. lift_flagged: also lift what is a norm in exact arithmetic and differs from it in
     floating point, such as a variance as E[x²] − E[x]². fold_norm_affine: fold the scale and bias of the other norms into
     the linear operators behind them, where nothing else reads the norm. duplicate_producers: let a batch norm fold into a
-    copy of an operator that others read too, which costs more work. validate: verify the result against ``model``; the report holds
-    the verdict, nothing is raised on a divergence.
+    copy of an operator that others read too, which costs more work. validate: verify the result against ``model``; the
+    report holds the verdict, nothing is raised on a divergence.
 
     Raises ModelIOError for an unreadable model, UnsupportedForm for an unknown target or rewrite id, or where the opset
     of the target cannot say what the model does; the message names the node and its operator.
@@ -261,7 +261,43 @@ def _fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionR
         nodes=Change(nodes_before, nodes_after),
         size=Change(size_before, size_after),
         notes=tuple(notes),
+        settings=_settings(target, options),
     )
+
+
+def _settings(target: Target, options: Options) -> tuple[tuple[str, object], ...]:
+    asked = {item.name: getattr(options, item.name) for item in fields(options) if item.name != "only"}
+    chosen = {
+        "form": target.form.value,
+        "provider": target.provider.value,
+        "opset": target.opset,
+        "native": target.native,
+    }
+    return (*chosen.items(), *asked.items())
+
+
+def replayer(source: Source, settings: Mapping[str, object]) -> Callable[[Collection[str]], ir.Model]:
+    """Return what makes a part of the rewrites of an earlier report of ``source``: rewrite ids to the model with these.
+
+    settings: of that report. Raises UnsupportedForm where they are not those of a report.
+    """
+    known = {item.name for item in fields(Options)} - {"only"}
+    asked = {name: value for name, value in settings.items() if name in known}
+    if not {"form", "provider"} <= set(settings):
+        raise UnsupportedForm("the fusion report does not say how it was made (no settings): make it anew")
+    target = Target(
+        parse_form(settings["form"]),
+        parse_provider(settings["provider"]),
+        settings.get("opset"),  # type: ignore[arg-type]
+        settings.get("native"),  # type: ignore[arg-type]
+    )
+
+    def replay(ids: Collection[str]) -> ir.Model:
+        model = read(source)
+        fuse_in_place(model, target, Options(only=frozenset(ids), **asked))  # type: ignore[arg-type]
+        return model
+
+    return replay
 
 
 def _convert(model: ir.Model, opset: int | None, ledger: _Ledger) -> list[str]:

@@ -52,7 +52,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class FusionReport:
-    """Everything that fuse found and did. ``nodes`` counts operators, ``size`` bytes of initializers."""
+    """Everything that fuse found and did. ``nodes`` counts operators, ``size`` bytes of initializers.
+
+    settings: what was asked for, by the names of the command line's flags; with them the rewrites can be replayed.
+    """
 
     opset: int
     norms: tuple[NormRecord, ...]
@@ -62,6 +65,7 @@ class FusionReport:
     size: Change
     notes: tuple[str, ...] = ()
     validation: ValidationReport | None = None
+    settings: tuple[tuple[str, object], ...] = ()
 
     def json(self) -> dict[str, object]:
         """Return the report as the JSON object of the command line's contract."""

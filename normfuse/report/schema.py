@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from normfuse.report.records import Change, FusionReport, NormRecord
-from normfuse.report.verdict import Check, ValidationReport
+from normfuse.report.verdict import Check, Location, ValidationReport
 from normfuse.spec import AnyNorm, Batch, LocalResponseNorm, LpNorm, NormSpec, PerChannel, PerGroup, Statistics, Stored
 
 SCHEMA = 1
@@ -95,6 +95,7 @@ def fusion_report(report: FusionReport) -> dict[str, Any]:
         ],
         "nodes": _change(report.nodes),
         "bytes": _change(report.size),
+        "settings": dict(report.settings),
         "validation": None if report.validation is None else validation(report.validation),
     }
 
@@ -112,6 +113,31 @@ def validation(report: ValidationReport) -> dict[str, Any]:
         "checks": [_check(check) for check in report.checks],
         "unreached": list(report.unreached),
         "notes": list(report.notes),
+        "latencies": [
+            {
+                "leg": item.leg,
+                "level": item.level,
+                "original": _finite(item.original),
+                "candidate": _finite(item.candidate),
+            }
+            for item in report.latencies
+        ],
+        "curve": [
+            {"name": point.name, "op": point.op, "error": _finite(point.error), "allowed": _finite(point.allowed)}
+            for point in report.curve
+        ],
+        "location": None if report.location is None else _location(report.location),
+        "environment": dict(report.environment),
+    }
+
+
+def _location(location: Location) -> dict[str, Any]:
+    return {
+        "rewrite": location.rewrite,
+        "before": list(location.before),
+        "after": list(location.after),
+        "tensor": location.tensor,
+        "words": location.words,
     }
 
 
@@ -125,6 +151,7 @@ def _check(check: Check) -> dict[str, Any]:
         "original_error": _finite(check.original_error),
         "allowed": _finite(check.allowed),
         "detail": check.detail,
+        "nodes": list(check.nodes),
     }
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from normfuse.report.records import FusionReport, NormRecord
 from normfuse.report.schema import affine, extent
-from normfuse.report.verdict import Check, ValidationReport, Verdict
+from normfuse.report.verdict import Check, Location, ValidationReport, Verdict
 from normfuse.spec import NormSpec
 
 _MOST_ROWS = 40
@@ -73,7 +73,7 @@ def validation(report: ValidationReport) -> str:
     lines = []
     for leg in report.legs:
         checks = [check for check in report.checks if check.leg == leg.name]
-        families = len({check.inputs for check in checks})
+        families = len({check.inputs.split(", ")[0] for check in checks})
         if leg.verdict is Verdict.NOT_RUN:
             lines.append(f"{leg.name}: NOT_RUN: {leg.reason}")
             continue
@@ -83,10 +83,21 @@ def validation(report: ValidationReport) -> str:
         lines.extend(f"  {check.inputs} · {check.subject}: {check.detail}" for check in shown[:10])
         if len(shown) > 10:
             lines.append(f"  … and {len(shown) - 10} more")
+    if report.location is not None:
+        lines.extend(_location(report.location))
     lines.extend(f"not verified: {item}" for item in report.unreached)
     lines.extend(f"note: {note}" for note in report.notes)
     lines.append(f"verdict: {report.verdict.value}")
     return "\n".join(lines) + "\n"
+
+
+def _location(location: Location) -> list[str]:
+    lines = [f"where: {location.words}"] if location.words else []
+    if location.rewrite:
+        lines.append(f"  before: {', '.join(location.before)}; after: {', '.join(location.after) or 'nothing'}")
+    if location.tensor:
+        lines.append(f"  first value beyond its budget: {location.tensor}")
+    return lines
 
 
 def _closest(checks: list[Check]) -> list[Check]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class Verdict(enum.Enum):
@@ -21,7 +23,9 @@ class Check:
     leg: "oracle" (float64 evaluation of both graphs) or "cpu"/"cuda" (onnxruntime on that provider).
     inputs: the name of the input family. subject: an output's name, or a segment's.
     error, original_error, allowed: rms of candidate − truth, of reference − truth, and the most that the budget grants;
-    NaN where not applicable. detail: one line in words.
+    NaN where not applicable. detail: one line in words. nodes: of the original, where one segment was judged.
+    histogram: how many elements of the candidate, and of the original, are off by less than 2^k budgets, k from -6 to 5,
+    the rest last; empty where there is no number to it.
     """
 
     leg: str
@@ -32,6 +36,8 @@ class Check:
     original_error: float
     allowed: float
     detail: str
+    nodes: tuple[str, ...] = ()
+    histogram: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,48 @@ class Leg:
     name: str
     verdict: Verdict
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds of one run of the original and of the candidate, on one leg with one optimization level."""
+
+    leg: str
+    level: str
+    original: float
+    candidate: float
+
+
+@dataclass(frozen=True, slots=True)
+class DepthPoint:
+    """One value that both graphs have, in the candidate's order: error and budget relative to the value's own size."""
+
+    name: str
+    op: str
+    error: float
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the graphs part. rewrite: the id of the first rewrite after which the verdict flips, and what it replaced.
+
+    tensor: the first value beyond its budget. Either is empty where it was not asked for or not found; words say why.
+    """
+
+    rewrite: str = ""
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    tensor: str = ""
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FailingInputs:
+    """The inputs of the family on which a check failed: one dictionary of arrays per sample."""
+
+    family: str
+    feeds: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +103,11 @@ class ValidationReport:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = field(default=())
     unreached: tuple[str, ...] = field(default=())
+    latencies: tuple[Latency, ...] = ()
+    curve: tuple[DepthPoint, ...] = ()
+    location: Location | None = None
+    environment: tuple[tuple[str, str], ...] = ()
+    failing: FailingInputs | None = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -63,3 +116,27 @@ class ValidationReport:
         if Verdict.DIVERGENT in verdicts:
             return Verdict.DIVERGENT
         return Verdict.EQUIVALENT if Verdict.EQUIVALENT in verdicts and not self.unreached else Verdict.NOT_RUN
+
+    def table(self) -> str:
+        """Return the report as text for a terminal."""
+        from normfuse.report.table import validation
+
+        return validation(self)
+
+    def json(self) -> dict[str, object]:
+        """Return the report as the JSON object of ``normfuse validate --json``."""
+        from normfuse.report.schema import validation
+
+        return validation(self)
+
+    def junit(self) -> str:
+        """Return the report as JUnit XML: one test case per check."""
+        from normfuse.report.junit import junit
+
+        return junit(self)
+
+    def html(self) -> str:
+        """Return the report as one HTML page that needs no network."""
+        from normfuse.report.page import page
+
+        return page(self)

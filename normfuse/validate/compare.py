@@ -79,6 +79,8 @@ def judge(
         return (failure,)
     errors = [_errors(sample) for sample in samples]
     whole = _judge_whole(samples, errors, dtype, label)
+    if whole.allowed > 0:
+        whole = replace(whole, histogram=_histogram(errors, whole.allowed))
     if whole.verdict is Verdict.NOT_RUN or not by_channel:
         return (whole,)
     return _with_channels(whole, errors, dtype, label)
@@ -203,6 +205,15 @@ def _judge_whole(samples: Sequence[Sample], errors: Sequence[_Errors], dtype: ir
             Verdict.DIVERGENT, "at one element: " + _sentence(largest_numbers, size, dtype), largest_numbers
         )
     return label.check(Verdict.EQUIVALENT, words, numbers)
+
+
+def _histogram(errors: Sequence[_Errors], limit: float) -> tuple[tuple[int, ...], ...]:
+    """Return, for the candidate and the original, how many elements are off by less than 2^k budgets; see Check."""
+    edges = np.concatenate([[-1.0], (limit / tolerance.OUTPUT_FACTOR * 2.0 ** np.arange(-6, 6)) ** 2, [np.inf]])
+    return tuple(
+        tuple(np.sum([np.histogram(getattr(item, name)[item.counted], edges)[0] for item in errors], axis=0).tolist())
+        for name in ("candidate", "reference")
+    )
 
 
 def _finite(array: Array | None) -> Array:

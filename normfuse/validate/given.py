@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +14,21 @@ from normfuse.errors import ValidationError
 from normfuse.validate.inputs import Family, Feed, InputSpec
 from normfuse.validate.rounding import FLOATS, Array, is_float, round_to
 
+_NAME = "given inputs"
 
-def read_user_inputs(path: Path, specs: Sequence[InputSpec]) -> Family:
-    """Return the user's inputs: an .npz (one sample), a folder of .npz (one each), or a folder with NAME.npy per input.
+
+def read_user_inputs(source: Path | Sequence[Mapping[str, Any]], specs: Sequence[InputSpec]) -> Family:
+    """Return the user's inputs: an .npz (one sample), a folder of .npz (one each), a folder with NAME.npy per input, or
+    one dictionary of arrays per sample.
 
     Raises ValidationError naming what was expected where a name, a shape or a type does not fit.
     """
+    if not isinstance(source, str | os.PathLike):
+        arrays_of = [{name: np.asarray(array) for name, array in feed.items()} for feed in source]
+        if not arrays_of:
+            raise ValidationError("no inputs were given: one dictionary of arrays per sample is expected")
+        return Family(_NAME, tuple(_checked(arrays, specs, f"sample {i}") for i, arrays in enumerate(arrays_of)))
+    path = Path(source)
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if not path.exists():
         raise ValidationError(f"inputs '{path}' do not exist")
@@ -27,8 +38,8 @@ def read_user_inputs(path: Path, specs: Sequence[InputSpec]) -> Family:
             raise ValidationError(
                 f"folder '{path}' has neither .npz files (one sample each) nor NAME.npy files (one input each)"
             )
-        return Family("given inputs", (_checked(arrays, specs, str(path)),))
-    return Family("given inputs", tuple(_checked(_load_all(item), specs, item.name) for item in files))
+        return Family(_NAME, (_checked(arrays, specs, str(path)),))
+    return Family(_NAME, tuple(_checked(_load_all(item), specs, item.name) for item in files))
 
 
 def _load(path: Path) -> Array:
@@ -71,6 +82,8 @@ def _fitting(spec: InputSpec, array: Array, source: str, symbols: dict[str, int]
         raise ValidationError(
             f"{source}: input '{spec.name}' has shape {list(array.shape)}; expected {_shape_words(spec)}, no axis empty"
         )
+    if spec.dtype == ir.DataType.BFLOAT16 and array.dtype.kind == "V":
+        return array.view(FLOATS[spec.dtype])  # NumPy's files keep the bytes of a bfloat16, not its name
     if is_float(spec.dtype):
         if array.dtype.kind != "f" and array.dtype != FLOATS[spec.dtype]:
             raise ValidationError(
@@ -88,3 +101,12 @@ def _fitting(spec: InputSpec, array: Array, source: str, symbols: dict[str, int]
     if spec.dtype != ir.DataType.STRING and array.dtype != spec.dtype.numpy():
         raise ValidationError(f"{source}: input '{spec.name}' has type {array.dtype}; expected {_shape_words(spec)}")
     return array
+
+
+def write_inputs(folder: Path, feeds: Sequence[Mapping[str, Array]]) -> None:
+    """Write one .npz per sample into ``folder``, so that ``--inputs FOLDER`` replays them. Files of an earlier time go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.npz"):
+        stale.unlink()
+    for index, feed in enumerate(feeds):
+        np.savez(folder / f"{index:03}.npz", **dict(feed))  # type: ignore[arg-type]

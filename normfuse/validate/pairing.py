@@ -15,6 +15,9 @@ from normfuse.errors import ModelIOError, ValidationError
 _INLINE_BYTES = 1_500_000_000
 
 
+Source = str | Path | onnx.ModelProto | ir.Model
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """One of the two models. ``path`` is where a runtime can read it, None if it only exists in memory."""
@@ -39,7 +42,7 @@ def write(model: ir.Model, path: Path) -> Path:
     return path
 
 
-def load(source: Path | str | onnx.ModelProto | ir.Model, role: str) -> Subject:
+def load(source: Source, role: str) -> Subject:
     """Return a model from a path, a proto or an IR model. Raises ModelIOError for a file that cannot be read."""
     if isinstance(source, ir.Model):
         return Subject(role, source, None)

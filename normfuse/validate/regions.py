@@ -22,7 +22,7 @@ from normfuse.validate.oracle import Oracle
 from normfuse.validate.pairing import write
 from normfuse.validate.rounding import Array, is_float, round_to, widen
 from normfuse.validate.segments import SegmentReport, changed_names, check_segments
-from normfuse.validate.sessions import Failure, RuntimeLimits, Task, run_tasks
+from normfuse.validate.sessions import Failure, Level, RuntimeLimits, Task, run_tasks
 
 _ORT_CPU = "CPUExecutionProvider"
 # The size given to a dynamic axis of a made-up activation.
@@ -73,7 +73,7 @@ def _captured(
     RemoveUnusedNodesPass()(clone)
     with tempfile.TemporaryDirectory(prefix="normfuse-regions-") as folder:
         path = write(clone, Path(folder) / "extra.onnx")
-        answer = run_tasks([Task(path, False)], family.feeds, _ORT_CPU, limits=limits, libraries=libraries)[0]
+        answer = run_tasks([Task(path, Level.OFF)], family.feeds, _ORT_CPU, limits=limits, libraries=libraries)[0]
     if isinstance(answer, Failure):
         return None
     given = [{name: feed[name] for name in names if name in inputs and name in feed} for feed in family.feeds]

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from normfuse.emit.target import Provider
 from normfuse.errors import ValidationError
-from normfuse.report.verdict import Check, Leg, ValidationReport, Verdict
+from normfuse.report.verdict import Check, FailingInputs, Leg, ValidationReport, Verdict
 from normfuse.validate import inputs as generated
 from normfuse.validate import legs, pairing
+from normfuse.validate.backends import Backend
 from normfuse.validate.call import OracleCannotRun, OracleFailed
+from normfuse.validate.environment import environment
 from normfuse.validate.families import ORDINARY, synthesise
 from normfuse.validate.given import read_user_inputs
 from normfuse.validate.inputs import Family, InputSpec, Sizes
+from normfuse.validate.on_backend import Runner, across, on_backend, still_runs
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.plan import families
 from normfuse.validate.regions import check_regions
 from normfuse.validate.scopes import random_operator
 from normfuse.validate.segments import changed_names
+from normfuse.validate.sessions import Results
 from normfuse.validate.truth import Truth, evaluate
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
-
-    from normfuse.validate.sessions import RuntimeLimits
 
 # Segments are judged on the first family, and on these where a float64 run takes no longer than this.
 _LOCALLY = frozenset({"large mean", "second size"})
@@ -35,57 +35,73 @@ _CHEAP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """What the legs share."""
+class Task:
+    """The two models, and where they are run. ``quick``: one family."""
 
     reference: pairing.Subject
     candidate: pairing.Subject
-    limits: RuntimeLimits | None
-    libraries: tuple[Path, ...]
+    backends: tuple[Backend, ...]
+    runner: Runner
     quick: bool
 
+    @classmethod
+    def load(
+        cls, reference: pairing.Source, candidate: pairing.Source, backends: tuple[Backend, ...], runner: Runner,
+        *, quick: bool,
+    ) -> Task:  # fmt: skip
+        """Read both models. Raises ModelIOError; ValidationError where they cannot be compared."""
+        task = cls(pairing.load(reference, "reference"), pairing.load(candidate, "candidate"), backends, runner, quick)
+        pairing.pair_up(task.reference.model, task.candidate.model)
+        return task
 
-def run(
-    reference: str | Path | onnx.ModelProto | ir.Model,
-    candidate: str | Path | onnx.ModelProto | ir.Model,
-    providers: tuple[Provider, ...],
-    user_inputs: Path | None,
-    *,
-    quick: bool,
-    limits: RuntimeLimits | None,
-    libraries: tuple[Path, ...],
-) -> ValidationReport:
+
+def run(task: Task, user_inputs: Path | Sequence[Mapping[str, Any]] | None) -> ValidationReport:
     """See :func:`normfuse.validate.validate`."""
-    task = _Task(pairing.load(reference, "reference"), pairing.load(candidate, "candidate"), limits, libraries, quick)
-    pairing.pair_up(task.reference.model, task.candidate.model)
     narrowed = pairing.narrowed_inputs(task.reference.model, task.candidate.model)
     if narrowed:
-        untried = [Leg(provider.value, Verdict.NOT_RUN, "not tried: an input was narrowed") for provider in providers]
+        untried = [Leg(item.name, Verdict.NOT_RUN, "not tried: an input was narrowed") for item in task.backends]
         return ValidationReport((Leg("oracle", Verdict.DIVERGENT, narrowed[0]), *untried), notes=narrowed)
     specs = generated.input_specs(task.reference.model)
-    given = None if user_inputs is None else read_user_inputs(Path(user_inputs), specs)
+    given = None if user_inputs is None else read_user_inputs(user_inputs, specs)
     try:
         oracles = Oracle(task.reference.model), Oracle(task.candidate.model)
     except OracleCannotRun as error:
         found = [legs.Outcome(Leg("oracle", Verdict.NOT_RUN, str(error)))]
-        return _report([*found, *_without_truth(task, providers, _some_feed(specs, given))])
+        return _report([*found, *_without_truth(task, _some_feed(specs, given))])
     try:
         for oracle in oracles:
             oracle.check_weights()
-        truths, notes = _truths(oracles, specs, given, quick=quick)
+        truths, notes = _truths(oracles, specs, given, quick=task.quick)
     except OracleCannotRun as error:
         family = _some_feed(specs, given)
         outcome = _by_regions(task, oracles, family, str(error))
-        return _report([outcome, *_without_truth(task, providers, family)])
+        return _report([outcome, *_without_truth(task, family)])
     oracle_leg = _oracle_leg(task, oracles, truths)
-    return _report([oracle_leg, *_provider_legs(task, providers, truths, oracles[0].graph.outputs)], notes)
+    outcomes, differences = _provider_legs(task, truths, oracles[0].graph.outputs)
+    report = _report([oracle_leg, *outcomes], [*notes, *differences])
+    return replace(report, failing=_failing(report, truths))
+
+
+def _failing(report: ValidationReport, truths: Sequence[Truth]) -> FailingInputs | None:
+    """Return the inputs of the first check that failed: a check names its family first."""
+    for check in report.checks:
+        if check.verdict is Verdict.DIVERGENT:
+            name = check.inputs.split(", ")[0]
+            family = next((truth.family for truth in truths if truth.family.name == name), truths[0].family)
+            return FailingInputs(family.name, family.feeds)
+    return None
 
 
 def _report(outcomes: Sequence[legs.Outcome], notes: Sequence[str] = ()) -> ValidationReport:
     said = [*notes, *(note for outcome in outcomes for note in outcome.notes)]
-    checks = tuple(check for outcome in outcomes for check in outcome.checks)
-    unreached = tuple(dict.fromkeys(item for outcome in outcomes for item in outcome.unreached))
-    return ValidationReport(tuple(outcome.leg for outcome in outcomes), checks, tuple(dict.fromkeys(said)), unreached)
+    return ValidationReport(
+        tuple(outcome.leg for outcome in outcomes),
+        tuple(check for outcome in outcomes for check in outcome.checks),
+        tuple(dict.fromkeys(said)),
+        tuple(dict.fromkeys(item for outcome in outcomes for item in outcome.unreached)),
+        tuple(latency for outcome in outcomes for latency in outcome.latencies),
+        environment=environment(),
+    )
 
 
 def _truths(
@@ -114,6 +130,14 @@ def _truths(
     return truths, notes
 
 
+def some_inputs(task: Task, user_inputs: Path | Sequence[Mapping[str, Any]] | None) -> Family:
+    """Return inputs that the original takes: the user's, or ordinary ones of a size that works."""
+    specs = generated.input_specs(task.reference.model)
+    if user_inputs is not None:
+        return read_user_inputs(user_inputs, specs)
+    return families(Oracle(task.reference.model), specs, quick=True)[0][0]
+
+
 def _some_feed(specs: Sequence[InputSpec], given: Family | None) -> Family:
     """Return inputs for a graph that the oracle cannot run, so that only the runtime can say whether they fit."""
     if given is not None:
@@ -122,7 +146,7 @@ def _some_feed(specs: Sequence[InputSpec], given: Family | None) -> Family:
     return Family("standard normal", (synthesise(specs, ORDINARY, sizes, 0),))
 
 
-def _oracle_leg(task: _Task, oracles: tuple[Oracle, Oracle], truths: Sequence[Truth]) -> legs.Outcome:
+def _oracle_leg(task: Task, oracles: tuple[Oracle, Oracle], truths: Sequence[Truth]) -> legs.Outcome:
     reference, candidate = oracles
     checks: list[Check] = []
     notes: list[str] = []
@@ -143,8 +167,8 @@ def _oracle_leg(task: _Task, oracles: tuple[Oracle, Oracle], truths: Sequence[Tr
     return legs.Outcome(legs.conclude("oracle", checks), tuple(checks), tuple(notes), tuple(unreached))
 
 
-def _by_regions(task: _Task, oracles: tuple[Oracle, Oracle], family: Family | None, why: str) -> legs.Outcome:
-    report = check_regions(*oracles, family, limits=task.limits, libraries=task.libraries)
+def _by_regions(task: Task, oracles: tuple[Oracle, Oracle], family: Family | None, why: str) -> legs.Outcome:
+    report = check_regions(*oracles, family, limits=task.runner.limits, libraries=task.runner.libraries)
     open_reason = f"{why}; not verified: {report.unverified[0]}" if report.unverified else ""
     if not report.checks and not open_reason:
         leg = Leg("oracle", Verdict.EQUIVALENT, "nothing has changed")
@@ -154,24 +178,27 @@ def _by_regions(task: _Task, oracles: tuple[Oracle, Oracle], family: Family | No
 
 
 def _provider_legs(
-    task: _Task, providers: Sequence[Provider], truths: Sequence[Truth], outputs: Sequence[ir.Value]
-) -> list[legs.Outcome]:
+    task: Task, truths: Sequence[Truth], outputs: Sequence[ir.Value]
+) -> tuple[list[legs.Outcome], list[str]]:
+    """Return what each provider says, and how they differ among themselves."""
+    found: list[legs.Outcome] = []
+    ran: list[tuple[Backend, Results]] = []
     with pairing.scratch_folder() as folder:
         models = task.reference.on_disk(Path(folder)), task.candidate.on_disk(Path(folder))
-        return [
-            legs.on_provider(
-                provider, models, truths, outputs, quick=task.quick, limits=task.limits, libraries=task.libraries
-            )
-            for provider in providers
-        ]
+        for backend in task.backends:
+            outcome, results = on_backend(backend, models, truths, outputs, task.runner)
+            found.append(outcome)
+            if results is not None:
+                ran.append((backend, results))
+    return found, [line for other in ran[1:] for line in across(ran[0], other, truths, outputs)]
 
 
-def _without_truth(task: _Task, providers: Sequence[Provider], family: Family) -> list[legs.Outcome]:
+def _without_truth(task: Task, family: Family) -> list[legs.Outcome]:
     for model in (task.reference.model, task.candidate.model):
         node = random_operator(model)
         if node is not None:
             reason = f"the result differs from run to run: {node.op_type} at node '{node.name or node.outputs[0].name}'"
-            return [legs.Outcome(Leg(provider.value, Verdict.NOT_RUN, reason)) for provider in providers]
+            return [legs.Outcome(Leg(backend.name, Verdict.NOT_RUN, reason)) for backend in task.backends]
     with pairing.scratch_folder() as folder:
         models = task.reference.on_disk(Path(folder)), task.candidate.on_disk(Path(folder))
-        return [legs.still_runs(provider, models, family.feeds, task.limits, task.libraries) for provider in providers]
+        return [still_runs(backend, models, family.feeds, task.runner) for backend in task.backends]

@@ -27,6 +27,7 @@ from normfuse.validate.compare import judge
 from normfuse.validate.cones import paired_cones, same_definition
 from normfuse.validate.held import Held
 from normfuse.validate.oracle import Oracle
+from normfuse.validate.scopes import label
 from normfuse.validate.segment import Segment, Values
 
 # Values by name, one dictionary per feed; raises OracleCannotRun where a name cannot be had.
@@ -146,7 +147,8 @@ def _judge_one(segment: Segment, values: Values, progress: _Progress, *, is_outp
         _fail(segment, progress, checks, is_output=is_output or kept, gross=gross)
         return
     nodes = ", ".join(node.name or node.op_type for node in segment.cones[0].nodes[:4])
-    progress.checks.append(replace(checks[0], detail=f"{checks[0].detail} (nodes {nodes})"))
+    covered = tuple(label(node) for node in segment.cones[0].nodes)
+    progress.checks.append(replace(checks[0], detail=f"{checks[0].detail} (nodes {nodes})", nodes=covered))
     _judge_bodies(segment, values, found.trips, progress)
 
 

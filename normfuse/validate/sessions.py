@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from normfuse.errors import UnsupportedForm
 
 # Not taken from rounding: the child starts half a second sooner without onnx_ir.
 Array = npt.NDArray[Any]
@@ -54,18 +57,47 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """One dictionary of outputs per feed; bfloat16 as float32. ``provider`` as the session reports it."""
+    """One dictionary of outputs per feed. ``provider`` as the session reports it.
+
+    version: of onnxruntime. seconds: of one run on the first feed, the median of a few.
+    """
 
     outputs: tuple[dict[str, Array], ...]
     provider: str
+    version: str = ""
+    seconds: float = math.nan
+
+
+class Level(enum.Enum):
+    """How far onnxruntime optimizes a graph when it loads it, by onnxruntime's own names."""
+
+    OFF = "ORT_DISABLE_ALL"
+    BASIC = "ORT_ENABLE_BASIC"
+    EXTENDED = "ORT_ENABLE_EXTENDED"
+    ALL = "ORT_ENABLE_ALL"
+
+    @property
+    def words(self) -> str:
+        """How a report calls it."""
+        return {"OFF": "optimizations off", "ALL": "optimizations on"}.get(
+            self.name, f"optimizations {self.name.lower()}"
+        )
+
+
+def parse_level(text: str) -> Level:
+    """Return the level named ``text``. Raises UnsupportedForm for an unknown one."""
+    if text.upper() not in Level.__members__:
+        known = ", ".join(name.lower() for name in Level.__members__)
+        raise UnsupportedForm(f"unknown optimization level '{text}'; known: {known}")
+    return Level[text.upper()]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One session: a model file, and onnxruntime's graph optimizations on or off."""
+    """One session: a model file, and how far onnxruntime optimizes it."""
 
     model: Path
-    optimize: bool
+    level: Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +106,7 @@ class RuntimeLimits:
 
     seconds: float = 300.0
     memory_bytes: int = 32 * 2**30
-    command: tuple[str, ...] = (sys.executable, "-m", _MODULE)
+    command: tuple[str, ...] = ("-m", _MODULE)
 
 
 def run_tasks(
@@ -84,11 +116,12 @@ def run_tasks(
     *,
     limits: RuntimeLimits | None = None,
     libraries: Sequence[Path] = (),
+    python: str = sys.executable,
 ) -> tuple[Results | Failure, ...]:
     """Run each task on every feed in child processes; one answer per task, in order.
 
-    provider: onnxruntime's name. The child does the tasks one after the other; if it dies in one, that task gets the
-    failure and a new child goes on with the next.
+    provider: onnxruntime's name. python: whose onnxruntime it is. The child does the tasks one after the other; if it
+    dies in one, that task gets the failure and a new child goes on with the next.
     """
     limits = limits or RuntimeLimits()
     with tempfile.TemporaryDirectory(prefix="normfuse-") as folder:
@@ -97,7 +130,7 @@ def run_tasks(
             save_arrays(home / f"feed{index}.npz", feed)
         answers: list[Results | Failure] = []
         while len(answers) < len(tasks):
-            answers.extend(_child(home, tasks, len(answers), len(feeds), provider, limits, libraries))
+            answers.extend(_child(home, tasks, len(answers), len(feeds), provider, limits, libraries, python))
     return tuple(answers)
 
 
@@ -109,6 +142,7 @@ def _child(
     provider: str,
     limits: RuntimeLimits,
     libraries: Sequence[Path],
+    python: str,
 ) -> list[Results | Failure]:
     """Start one child at task ``first``; return its answers up to and including the one it died in."""
     job = home / f"job{first}.json"
@@ -117,7 +151,7 @@ def _child(
             {
                 "folder": str(home),
                 "tasks": [
-                    {"index": index, "model": str(task.model.resolve()), "optimize": task.optimize}
+                    {"index": index, "model": str(task.model.resolve()), "level": task.level.value}
                     for index, task in enumerate(tasks)
                     if index >= first
                 ],
@@ -136,7 +170,7 @@ def _child(
     with log.open("wb") as sink:
         try:
             finished = subprocess.run(
-                [*limits.command, str(job)],
+                [python, *limits.command, str(job)],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -165,7 +199,7 @@ def _read(home: Path, index: int, feeds: int) -> Results | Failure | None:
     if state["cause"]:
         return Failure(Cause[state["cause"]], state["words"])
     outputs = tuple(load_arrays(home / f"result{index}_{feed}.npz") for feed in range(feeds))
-    return Results(outputs, state["provider"])
+    return Results(outputs, state["provider"], state.get("version", ""), state.get("seconds", math.nan))
 
 
 def _death(code: int | None, log: Path, limits: RuntimeLimits) -> Failure:
@@ -195,11 +229,15 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 def load_arrays(path: Path) -> dict[str, Array]:
     """Read what :func:`save_arrays` wrote; bfloat16 comes back as such."""
-    import ml_dtypes
-
     with np.load(path, allow_pickle=True) as content:
         found: dict[str, Array] = {}
         for index, name in enumerate(content["names"]):
             key = f"a{index}"
-            found[str(name)] = content[key] if key in content else content[f"b{index}"].view(ml_dtypes.bfloat16)
+            found[str(name)] = content[key] if key in content else _as_bfloat16(content[f"b{index}"])
     return found
+
+
+def _as_bfloat16(array: Array) -> Array:
+    import ml_dtypes  # not there in every environment whose onnxruntime is run
+
+    return np.asarray(array.view(ml_dtypes.bfloat16))

@@ -59,6 +59,11 @@ DEAD_SHARE = 1e-6
 # changes the result by 4 % or more, while MeanVarianceNormalization's 1e-9 beside the deviation stays below rounding.
 QUIET_DEVIATION = 1e-2
 
+# Tensors of a torch module and values of the graph exported from it are one where they differ by less than this share:
+# a norm that is wrong by a tenth is still found beside its module, and told from every other value.
+SAME_SHARE = 0.1
+SAME_FOR_SURE = 1e-6
+
 
 def tiny(dtype: ir.DataType) -> float:
     """Return the absolute error that underflow alone may cause: flushing to zero for float32 and float64, else one

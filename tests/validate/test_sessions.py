@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -13,7 +12,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from normfuse.validate.sessions import Cause, Failure, Results, RuntimeLimits, Task, load_arrays, run_tasks, save_arrays
+from normfuse.validate.sessions import (
+    Cause,
+    Failure,
+    Level,
+    Results,
+    RuntimeLimits,
+    Task,
+    load_arrays,
+    run_tasks,
+    save_arrays,
+)
 from tests.validate.nets import info, model
 
 CPU = "CPUExecutionProvider"
@@ -32,7 +41,7 @@ def relu(path: Path, op: str = "Relu") -> Path:
 def test_results_of_both_optimization_levels(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     path = relu(tmp_path / "relu.onnx")
-    answers = run_tasks([Task(path, False), Task(path, True)], [FEED, {"x": -FEED["x"]}], CPU)
+    answers = run_tasks([Task(path, Level.OFF), Task(path, Level.ALL)], [FEED, {"x": -FEED["x"]}], CPU)
     for answer in answers:
         assert isinstance(answer, Results)
         assert answer.provider == CPU
@@ -44,7 +53,7 @@ def test_bfloat16_goes_in_and_out(tmp_path: Path) -> None:
     x = np.array([[1.0, -2.5, 3.0]], dtype=ml_dtypes.bfloat16)
     infos = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [1, 3]) for name in "xy"]
     onnx.save(model([helper.make_node("Identity", ["x"], ["y"])], infos[:1], infos[1:], {}), tmp_path / "b.onnx")
-    answer = run_tasks([Task(tmp_path / "b.onnx", True)], [{"x": x}], CPU)[0]
+    answer = run_tasks([Task(tmp_path / "b.onnx", Level.ALL)], [{"x": x}], CPU)[0]
     assert isinstance(answer, Results)
     assert answer.outputs[0]["y"].dtype == ml_dtypes.bfloat16
     assert answer.outputs[0]["y"].tolist() == x.tolist()
@@ -53,7 +62,7 @@ def test_bfloat16_goes_in_and_out(tmp_path: Path) -> None:
 def test_one_bad_model_does_not_end_the_others(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     good, bad = relu(tmp_path / "good.onnx"), relu(tmp_path / "bad.onnx", "Nothing")
-    answers = run_tasks([Task(bad, True), Task(good, True)], [FEED], CPU)
+    answers = run_tasks([Task(bad, Level.ALL), Task(good, Level.ALL)], [FEED], CPU)
     assert isinstance(answers[0], Failure)
     assert answers[0].cause is Cause.LOAD
     assert "Nothing" in answers[0].words
@@ -62,14 +71,14 @@ def test_one_bad_model_does_not_end_the_others(tmp_path: Path) -> None:
 
 def test_inputs_of_a_wrong_size_are_a_failure_to_run(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    answer = run_tasks([Task(relu(tmp_path / "r.onnx"), True)], [{"x": np.zeros((2, 4), "f")}], CPU)[0]
+    answer = run_tasks([Task(relu(tmp_path / "r.onnx"), Level.ALL)], [{"x": np.zeros((2, 4), "f")}], CPU)[0]
     assert isinstance(answer, Failure)
     assert answer.cause is Cause.RUN
 
 
 def test_absent_provider(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    answer = run_tasks([Task(relu(tmp_path / "r.onnx"), True)], [FEED], "NoSuchExecutionProvider")[0]
+    answer = run_tasks([Task(relu(tmp_path / "r.onnx"), Level.ALL)], [FEED], "NoSuchExecutionProvider")[0]
     assert isinstance(answer, Failure)
     assert answer.cause is Cause.NO_PROVIDER
 
@@ -80,7 +89,7 @@ def fake(tmp_path: Path, body: str) -> RuntimeLimits:
     script.write_text(
         f"import json, os, signal, sys, time\njob = json.load(open(sys.argv[1]))\n{body}\n", encoding="utf-8"
     )
-    return RuntimeLimits(seconds=1.0 if "sleep" in body else 20.0, command=(sys.executable, str(script)))
+    return RuntimeLimits(seconds=1.0 if "sleep" in body else 20.0, command=(str(script),))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,7 @@ def fake(tmp_path: Path, body: str) -> RuntimeLimits:
     ],
 )
 def test_death_of_the_child(tmp_path: Path, body: str, cause: Cause, words: str) -> None:
-    answers = run_tasks([Task(tmp_path / "m.onnx", True)], [FEED], CPU, limits=fake(tmp_path, body))
+    answers = run_tasks([Task(tmp_path / "m.onnx", Level.ALL)], [FEED], CPU, limits=fake(tmp_path, body))
     assert answers == (Failure(cause, words),)
 
 
@@ -105,7 +114,7 @@ for task in job["tasks"]:
         os.abort()
     json.dump({"cause": "LOAD", "words": "w", "provider": ""}, open(f"{job['folder']}/done{task['index']}.json", "w"))
 """
-    answers = run_tasks([Task(tmp_path / "m.onnx", True)] * 3, [FEED], CPU, limits=fake(tmp_path, body))
+    answers = run_tasks([Task(tmp_path / "m.onnx", Level.ALL)] * 3, [FEED], CPU, limits=fake(tmp_path, body))
     assert [answer.cause for answer in answers if isinstance(answer, Failure)] == [Cause.LOAD, Cause.CRASH, Cause.LOAD]
     assert "SIGABRT" in str(answers[1])
 
@@ -114,7 +123,7 @@ def test_missing_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A package of that name that cannot be imported stands for one that is not there."""
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('not here')", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    answer = run_tasks([Task(tmp_path / "m.onnx", True)], [FEED], CPU)[0]
+    answer = run_tasks([Task(tmp_path / "m.onnx", Level.ALL)], [FEED], CPU)[0]
     assert answer == Failure(Cause.NO_RUNTIME, "not here")
 
 
@@ -138,7 +147,7 @@ def test_job_is_plain_json(tmp_path: Path) -> None:
 answer = {"cause": "RUN", "words": json.dumps(job), "provider": ""}
 json.dump(answer, open(job["folder"] + "/done0.json", "w"))
 """
-    answer = run_tasks([Task(tmp_path / "m.onnx", False)], [FEED], CPU, limits=fake(tmp_path, body))[0]
+    answer = run_tasks([Task(tmp_path / "m.onnx", Level.OFF)], [FEED], CPU, limits=fake(tmp_path, body))[0]
     assert isinstance(answer, Failure)
     job = json.loads(answer.words)
-    assert (job["provider"], job["feeds"], job["tasks"][0]["optimize"]) == (CPU, 1, False)
+    assert (job["provider"], job["feeds"], job["tasks"][0]["level"]) == (CPU, 1, "ORT_DISABLE_ALL")

@@ -1,0 +1,154 @@
+"""The legs of the runtimes: both graphs on one provider, first without its graph optimizations, then as deployed.
+
+The candidate is compared with the original on the same provider. How providers differ from each other is another
+question: the answer is a note.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.report.verdict import Check, Latency, Leg, Verdict
+from normfuse.validate.backends import Backend
+from normfuse.validate.compare import judge
+from normfuse.validate.legs import Outcome, conclude, lost, samples_of
+from normfuse.validate.rounding import Array
+from normfuse.validate.sessions import Cause, Failure, Level, Results, RuntimeLimits, Task, run_tasks
+from normfuse.validate.truth import Truth, output_type
+
+# Products of TF32 keep 10 bits of the significand where float32 keeps 23.
+_TF32_TO_FLOAT = 2.0**13
+_FAILED = "the original runs and the candidate does not: {}"
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """How the runtimes are run: what a child may cost, the libraries that it registers, the optimization levels."""
+
+    limits: RuntimeLimits | None = None
+    libraries: tuple[Path, ...] = ()
+    levels: tuple[Level, ...] = (Level.OFF, Level.ALL)
+
+    def run(
+        self, backend: Backend, tasks: Sequence[Task], feeds: Sequence[dict[str, Array]]
+    ) -> tuple[Results | Failure, ...]:
+        """Run ``tasks`` on ``backend``, in child processes."""
+        return run_tasks(
+            tasks, feeds, backend.provider, limits=self.limits, libraries=self.libraries, python=backend.python
+        )
+
+
+def on_backend(
+    backend: Backend, models: tuple[Path, Path], truths: Sequence[Truth], outputs: Sequence[ir.Value], runner: Runner
+) -> tuple[Outcome, Results | None]:
+    """Judge the candidate on ``backend`` by the truth; return the original's results as deployed as well, if any.
+
+    A provider that cannot run the original says nothing; one that runs the original and not the candidate accuses it.
+    """
+    truths = [truth for truth in truths if truth.family.on_providers]
+    feeds = [feed for truth in truths for feed in truth.family.feeds]
+    answers = runner.run(backend, [Task(model, level) for level in runner.levels for model in models], feeds)
+    checks: list[Check] = []
+    reasons: list[str] = []
+    latencies: list[Latency] = []
+    deployed: Results | None = None
+    for index, level in enumerate(runner.levels):
+        original, candidate = answers[2 * index : 2 * index + 2]
+        if isinstance(original, Failure):
+            reasons.append(why_not(original, backend))
+            continue
+        deployed = original
+        if isinstance(candidate, Failure):
+            if candidate.cause in (Cause.NO_RUNTIME, Cause.NO_PROVIDER, Cause.FALLBACK):
+                reasons.append(why_not(candidate, backend))
+                continue
+            checks.append(lost(backend.name, level.words, "the whole graph", _FAILED.format(candidate)))
+            continue
+        checks.extend(judged(backend.name, level.words, truths, outputs, original, candidate))
+        latencies.append(Latency(backend.name, level.words, original.seconds, candidate.seconds))
+    if not checks:
+        return Outcome(Leg(backend.name, Verdict.NOT_RUN, reasons[0])), deployed
+    leg = conclude(backend.name, checks)
+    return Outcome(leg, tuple(checks), tuple(dict.fromkeys(reasons)), (), tuple(latencies)), deployed
+
+
+def why_not(failure: Failure, backend: Backend) -> str:
+    """Return, in words, why a provider says nothing of a model."""
+    if failure.cause is Cause.NO_RUNTIME:
+        extra = "cuda" if backend.name == "cuda" else "cpu"
+        return f"onnxruntime is not installed: pip install 'normfuse[{extra}]'"
+    if failure.cause in (Cause.NO_PROVIDER, Cause.FALLBACK):
+        return str(failure)
+    return f"it cannot run the original: {failure}"
+
+
+def judged(
+    leg: str, title: str, truths: Sequence[Truth], outputs: Sequence[ir.Value], original: Results, candidate: Results
+) -> list[Check]:
+    """Judge the candidate's results by the truth, output by output; ``original`` gives the reference's own error."""
+    checks: list[Check] = []
+    start = 0
+    for truth in truths:
+        count = len(truth.family.feeds)
+        ours, theirs = candidate.outputs[start : start + count], original.outputs[start : start + count]
+        start += count
+        for value in outputs:
+            name = value.name or ""
+            inputs, subject = f"{truth.family.name}, {title}", f"output '{name}'"
+            types = {item[name].dtype for item in ours}, {item[name].dtype for item in theirs}
+            if types[0] != types[1]:
+                words = f"the type is {_one(types[0])}; the original gives {_one(types[1])}"
+                checks.append(lost(leg, inputs, subject, words))
+                continue
+            samples = samples_of(truth, name, [item[name] for item in ours], [item[name] for item in theirs])
+            dtype = output_type(value, truth.outputs[0][name])
+            by_channel = truth.family.by_channel
+            checks.extend(judge(samples, dtype, leg=leg, inputs=inputs, subject=subject, by_channel=by_channel))
+    return checks
+
+
+def _one(types: set[np.dtype[Any]]) -> str:
+    return ", ".join(sorted(str(item) for item in types))
+
+
+def across(
+    first: tuple[Backend, Results],
+    second: tuple[Backend, Results],
+    truths: Sequence[Truth],
+    outputs: Sequence[ir.Value],
+) -> list[str]:
+    """Return, in words, the outputs of the original on which two providers differ by more than rounding explains."""
+    truths = [truth for truth in truths if truth.family.on_providers][:1]
+    found = []
+    for check in judged(second[0].name, "", truths, outputs, first[1], second[1]):
+        if check.verdict is not Verdict.DIVERGENT or "[" in check.subject:
+            continue
+        cause = "; TF32 would explain it" if check.error <= _TF32_TO_FLOAT * check.allowed else ""
+        found.append(
+            f"{second[0].name} against {first[0].name}, {check.subject} of the original: {check.detail}{cause}"
+        )
+    return found
+
+
+def still_runs(
+    backend: Backend, models: tuple[Path, Path], feeds: Sequence[dict[str, Array]], runner: Runner
+) -> Outcome:
+    """Where there is no truth of the whole graph: does the candidate run where the original does?"""
+    original, candidate = runner.run(backend, [Task(model, Level.ALL) for model in models], feeds)
+    if isinstance(original, Failure):
+        return Outcome(Leg(backend.name, Verdict.NOT_RUN, why_not(original, backend)))
+    if isinstance(candidate, Failure):
+        check = Check(
+            backend.name, "any", "the whole graph", Verdict.DIVERGENT, math.nan, math.nan, math.nan,
+            _FAILED.format(candidate),
+        )  # fmt: skip
+        return Outcome(conclude(backend.name, (check,)), (check,))
+    reason = "both graphs run, but the whole graph has no float64 truth to judge by"
+    return Outcome(Leg(backend.name, Verdict.NOT_RUN, reason))

@@ -1,0 +1,300 @@
+"""A torch module against the model that was exported from it: the module in float64 is the truth.
+
+End to end as for two graphs, with the module's own float32 run as the original; and norm layer by norm layer: what goes
+into a norm is captured in the module, put through the part of the graph that computes its result, alone, and compared
+with what the module gives. Which value of the graph is which tensor of the module is found by comparing the numbers, so
+that it does not matter what the exporter called it, or what was folded into what.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normfuse.errors import ValidationError
+from normfuse.report.verdict import Check, FailingInputs, Leg, ValidationReport, Verdict
+from normfuse.validate import pairing, tolerance
+from normfuse.validate.backends import Backend
+from normfuse.validate.call import OracleCannotRun, OracleFailed
+from normfuse.validate.compare import Sample, judge
+from normfuse.validate.environment import environment
+from normfuse.validate.given import read_user_inputs
+from normfuse.validate.held import Held
+from normfuse.validate.inputs import Family, Feed, InputSpec, input_specs
+from normfuse.validate.legs import Outcome, conclude, lost
+from normfuse.validate.matching import Matched, match
+from normfuse.validate.noise import ordinary
+from normfuse.validate.on_backend import Runner, judged, why_not
+from normfuse.validate.oracle import Oracle
+from normfuse.validate.plan import families
+from normfuse.validate.rounding import Array
+from normfuse.validate.sessions import Failure, Results, Task
+from normfuse.validate.truth import Truth
+
+_NORM = re.compile(r"(Norm|Norm\dd|GRN)$")
+
+
+@dataclass(slots=True)
+class _Layer:
+    """One norm module: its name, its class, and the result of each call."""
+
+    name: str
+    kind: str
+    results: list[Array] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Captured:
+    """What went through the module on one feed."""
+
+    outputs: list[Array]
+    layers: list[_Layer]
+    tensors: list[Array]
+
+
+def validate_module(
+    module: Any,
+    candidate: pairing.Source,
+    backends: Sequence[Backend],
+    inputs: Path | Sequence[Mapping[str, Any]] | None,
+    runner: Runner,
+    *,
+    quick: bool,
+) -> ValidationReport:
+    """Return whether ``candidate`` computes what ``module`` does in inference. The module is not changed.
+
+    Raises ValidationError where the outputs do not pair up or the module rejects the inputs.
+    """
+    subject = pairing.load(candidate, "candidate")
+    specs = input_specs(subject.model)
+    oracle = Oracle(subject.model)
+    chosen, notes = (
+        ([read_user_inputs(inputs, specs)], []) if inputs is not None else families(oracle, specs, quick=quick)
+    )
+    wide, plain = copy.deepcopy(module).double().eval(), copy.deepcopy(module).eval()
+    truths: list[Truth] = []
+    originals: list[dict[str, Array]] = []
+    found: list[dict[str, Array]] = []
+    for family in chosen:
+        truth, theirs, ours = _truth(wide, plain, oracle, family, specs)
+        truths.append(truth)
+        originals.extend(theirs)
+        found.extend(ours)
+    outputs = list(oracle.graph.outputs)
+    checks = _end_to_end(truths, originals, found, outputs)
+    layer_checks, summary = _by_layer(wide, oracle, chosen[0], specs)
+    outcomes = [Outcome(conclude("oracle", [*checks, *layer_checks]), (*checks, *layer_checks), (*summary, *notes))]
+    with pairing.scratch_folder() as folder:
+        path = subject.on_disk(Path(folder))
+        outcomes += [_on(backend, path, truths, originals, outputs, runner) for backend in backends]
+    every = tuple(check for outcome in outcomes for check in outcome.checks)
+    return ValidationReport(
+        tuple(outcome.leg for outcome in outcomes),
+        every,
+        tuple(dict.fromkeys(note for outcome in outcomes for note in outcome.notes)),
+        environment=environment(),
+        failing=FailingInputs(chosen[0].name, chosen[0].feeds)
+        if any(check.verdict is Verdict.DIVERGENT for check in every)
+        else None,
+    )
+
+
+def _truth(
+    wide: Any, plain: Any, oracle: Oracle, family: Family, specs: Sequence[InputSpec]
+) -> tuple[Truth, list[dict[str, Array]], list[dict[str, Array]]]:
+    """Return the module in float64, the module as it is, and the graph in float64, on every feed.
+
+    What rounding does is measured on the graph: its perturbed runs, moved to where the module's truth lies.
+    """
+    names = [value.name or "" for value in oracle.graph.outputs]
+    outputs, perturbed, originals, found = [], [], [], []
+    for feed in family.feeds:
+        exact = dict(zip(names, _run(wide, feed, specs, len(names), double=True).outputs, strict=True))
+        plainly = _run(plain, feed, specs, len(names), double=False).outputs
+        clean = oracle.run(feed)
+        oracle.forget()
+        noisy = [oracle.run(feed, noise=noise) for noise in ordinary(family.runs)]
+        oracle.forget()
+        outputs.append({name: Held(array, clean[name].dtype) for name, array in exact.items()})
+        perturbed.append(tuple({name: _moved(run[name], clean[name], exact[name]) for name in names} for run in noisy))
+        originals.append(dict(zip(names, plainly, strict=True)))
+        found.append({name: clean[name].data for name in names})
+    return Truth(family, tuple(outputs), tuple(perturbed), None, 0.0), originals, found
+
+
+def _moved(noisy: Held, clean: Held, exact: Array) -> Held:
+    if np.shape(clean.data) != exact.shape or exact.dtype.kind != "f":
+        return noisy
+    return Held(exact + (noisy.data - clean.data), noisy.dtype)
+
+
+def _end_to_end(
+    truths: Sequence[Truth],
+    originals: Sequence[dict[str, Array]],
+    found: Sequence[dict[str, Array]],
+    outputs: Sequence[ir.Value],
+) -> list[Check]:
+    checks: list[Check] = []
+    start = 0
+    for truth in truths:
+        count = len(truth.family.feeds)
+        for value in outputs:
+            name = value.name or ""
+            samples = [
+                Sample(
+                    truth.outputs[index][name].data,
+                    tuple(run[name].data for run in truth.perturbed[index]),
+                    originals[start + index][name],
+                    found[start + index][name],
+                )
+                for index in range(count)
+            ]
+            dtype = truth.outputs[0][name].dtype
+            subject, by_channel = f"output '{name}'", truth.family.by_channel
+            checks += judge(
+                samples, dtype, leg="oracle", inputs=truth.family.name, subject=subject, by_channel=by_channel
+            )
+        start += count
+    return checks
+
+
+def _on(
+    backend: Backend,
+    path: Path,
+    truths: Sequence[Truth],
+    originals: Sequence[dict[str, Array]],
+    outputs: Sequence[ir.Value],
+    runner: Runner,
+) -> Outcome:
+    """Judge the exported model on ``backend``; the module's own run is the original."""
+    kept = [truth.family.on_providers for truth in truths for _ in truth.family.feeds]
+    truths = [truth for truth in truths if truth.family.on_providers]
+    feeds = [feed for truth in truths for feed in truth.family.feeds]
+    own = Results(tuple(item for item, keep in zip(originals, kept, strict=True) if keep), "torch")
+    checks: list[Check] = []
+    for level, answer in zip(
+        runner.levels, runner.run(backend, [Task(path, level) for level in runner.levels], feeds), strict=True
+    ):
+        if isinstance(answer, Failure):
+            reason = why_not(answer, backend)
+            if not reason.startswith("it cannot run"):
+                return Outcome(Leg(backend.name, Verdict.NOT_RUN, reason))
+            words = f"the module runs and the exported model does not: {answer}"
+            checks.append(lost(backend.name, level.words, "the whole graph", words))
+            continue
+        checks.extend(judged(backend.name, level.words, truths, outputs, own, answer))
+    return Outcome(conclude(backend.name, checks), tuple(checks))
+
+
+def _run(module: Any, feed: Feed, specs: Sequence[InputSpec], wanted: int, *, double: bool) -> _Captured:
+    """Run ``module`` on one feed, listening to every part of it. Raises ValidationError where it rejects the feed."""
+    import torch
+
+    captured = _Captured([], [], [])
+    hooks = [
+        part.register_forward_hook(_listener(captured, name, part), with_kwargs=True)
+        for name, part in module.named_modules()
+        if double and name
+    ]
+    tensors = {spec.name: _tensor(feed[spec.name], double=double) for spec in specs}
+    parameters = inspect.signature(module.forward).parameters
+    by_name = set(tensors) <= set(parameters)
+    try:
+        with torch.no_grad():
+            result = module(**tensors) if by_name else module(*tensors.values())
+    except Exception as error:
+        # torch raises what the module's own code raises: any of it means that it does not take these inputs.
+        raise ValidationError(f"the module does not run on inputs that the exported model takes: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    captured.outputs = _arrays(result)
+    if len(captured.outputs) != wanted:
+        raise ValidationError(f"the module returns {len(captured.outputs)} tensors, the exported model {wanted}")
+    return captured
+
+
+def _listener(captured: _Captured, name: str, part: Any) -> Any:
+    layer = _Layer(name, type(part).__name__) if _NORM.search(type(part).__name__) else None
+    if layer is not None:
+        captured.layers.append(layer)
+
+    def listen(_: Any, arguments: Any, keywords: Any, result: Any) -> None:
+        results = _arrays(result)
+        captured.tensors.extend(_arrays((arguments, keywords)))
+        captured.tensors.extend(results)
+        if layer is not None and results:
+            layer.results.append(results[0])
+
+    return listen
+
+
+def _tensor(array: Array, *, double: bool) -> Any:
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        tensor = torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.double() if double and tensor.is_floating_point() else tensor
+
+
+def _arrays(result: Any) -> list[Array]:
+    """Return the tensors in a result of any structure, in order."""
+    import torch
+    from torch.utils import _pytree
+
+    leaves = _pytree.tree_leaves(result)
+    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return [(item.float() if item.dtype == torch.bfloat16 else item).clone().numpy() for item in tensors]
+
+
+def _by_layer(
+    wide: Any, oracle: Oracle, family: Family, specs: Sequence[InputSpec]
+) -> tuple[list[Check], tuple[str, ...]]:
+    """Judge every norm layer alone; return the checks and how many layers that were."""
+    feed = family.feeds[0]
+    captured = _run(wide, feed, specs, len(oracle.graph.outputs), double=True)
+    layers = [layer for layer in captured.layers if layer.results]
+    try:
+        matched = match(oracle, feed, captured.tensors)
+    except (OracleCannotRun, OracleFailed) as error:
+        return [], (f"no norm layer could be judged alone: {error}",)
+    checks: list[Check] = []
+    alone = 0
+    missing: list[str] = []
+    for layer in layers:
+        own = [_layer_checks(oracle, matched, layer, result, family.name) for result in layer.results]
+        if all(own):
+            alone += 1
+        else:
+            missing.append(layer.name)
+        checks += [check for item in own for check in item]
+    notes = [f"verified {alone} of {len(layers)} norm layers alone"]
+    if missing:
+        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        notes.append(f"their results are no values of the exported graph: {', '.join(missing[:8])}{more}")
+    return checks, tuple(notes)
+
+
+def _layer_checks(oracle: Oracle, matched: Matched, layer: _Layer, result: Array, inputs: str) -> tuple[Check, ...]:
+    part = matched.part_for(oracle, result)
+    if part is None:
+        return ()
+    target, known = part
+    clean = oracle.evaluate(known, [target])[target]
+    oracle.forget()
+    noisy = [oracle.evaluate(known, [target], noise=noise)[target] for noise in ordinary(tolerance.PERTURBED_RUNS)]
+    oracle.forget()
+    perturbed = tuple(_moved(item, clean, result).data for item in noisy)
+    sample = Sample(result, perturbed, None, clean.data)
+    subject = f"norm '{layer.name}' ({layer.kind})"
+    return judge([sample], clean.dtype, leg="oracle", inputs=inputs, subject=subject)
