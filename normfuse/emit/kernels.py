@@ -63,7 +63,12 @@ FASTEST: dict[tuple[Provider, str], dict[ir.DataType, Spelling]] = {
 NATIVE: dict[tuple[Provider, str], frozenset[ir.DataType]] = {
     (Provider.CPU, kind): frozenset({_HALF, _BRAIN, _FLOAT, _DOUBLE}) for kind in ("instance", "group", "layer", "rms")
 }
-"""Where the native operators win, by provider and kind of norm: ``tools/bench_norms.py`` has the figures."""
+"""Where the native operators win, by provider and kind of norm.
+
+``tools/bench_norms.py`` has the figures for float32: 5 to 8 times as fast as GroupNormalization, 1.3 to 2 as
+LayerNormalization, 1.2 to 2 as InstanceNormalization, 1.0 to 2 as RMSNormalization, more with a residual or an
+activation. The other types are wider on onnxruntime, or have no kernel there at all.
+"""
 
 
 def has_kernel(op_type: str, dtype: ir.DataType, provider: Provider = Provider.CPU) -> bool:

@@ -177,6 +177,18 @@ def test_threads_share_what_is_large(dtype: str, last: bool) -> None:
         assert np.max(np.abs(result - truth)) <= 16 * UNIT[dtype] * np.max(np.abs(truth))
 
 
+def test_large_tensors_that_no_register_divides() -> None:
+    """What does not fit the caches is written past them, line by line, from an aligned address on."""
+    nodes = [
+        Node("GroupNorm", (2, 8, 363, 363), 2),
+        Node("InstanceNorm", (1, 3, 1000, 701), activation=Activation.SILU),
+        Node("LayerNorm", (520, 4099)),
+        Node("LayerNorm", (1, 2100001)),
+    ]
+    for node, *results in outcomes(nodes, "float32"):
+        assert_no_worse(node, "float32", *results)
+
+
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_nan_and_infinity_stay_in_their_group(special: float, dtype: str) -> None:

@@ -96,37 +96,36 @@ inline Moments mean_and_deviation(Source<Element, has_residual> source, Element*
 
 // y = activation((x − high)·a + b), one a and b for all.
 template <typename Element, Activation activation, bool has_residual>
-inline void apply_line(const Source<Element, has_residual>& source, Element* y, std::int64_t count, Wide<Element> high,
-                       Wide<Element> a, Wide<Element> b) {
+inline void apply_line(const Source<Element, has_residual>& source, Element* y, std::int64_t count, bool streams,
+                       Wide<Element> high, Wide<Element> a, Wide<Element> b) {
     using Lanes = Vector<Wide<Element>, kLanes<Element>>;
     const auto normalised = [&](const Lanes& value) {
         return activated<activation, Wide<Element>, kLanes<Element>>((value - high) * a + b);
     };
-    for_registers<Element, kUnrolledWith<activation>>(
-        count, [&](std::int64_t i, int) { store(y + i, normalised(source.load_at(i))); },
-        [&](std::int64_t i, std::int64_t left) {
-            store_some<Element>(y + i, normalised(source.load_some_at(i, left)), left);
-        });
+    write<Element, kUnrolledWith<activation>>(
+        y, count, streams, [&](std::int64_t i) { return normalised(source.load_at(i)); },
+        [&](std::int64_t i, std::int64_t left) { return normalised(source.load_some_at(i, left)); });
 }
 
 // y = activation(((x − high)·r + b)·scale + bias), where each element has its own scale and bias.
 template <typename Element, Activation activation, bool has_residual>
 inline void apply_elements(const Source<Element, has_residual>& source, const Element* scale, const Element* bias,
-                           Element* y, std::int64_t count, Wide<Element> high, Wide<Element> r, Wide<Element> b) {
+                           Element* y, std::int64_t count, bool streams, Wide<Element> high, Wide<Element> r,
+                           Wide<Element> b) {
     using Lanes = Vector<Wide<Element>, kLanes<Element>>;
-    for_registers<Element, kUnrolledWith<activation>>(
-        count,
-        [&](std::int64_t i, int) {
+    write<Element, kUnrolledWith<activation>>(
+        y, count, streams,
+        [&](std::int64_t i) {
             Lanes value = (source.load_at(i) - high) * r + b;
             if (scale != nullptr) value *= load(scale + i);
             if (bias != nullptr) value += load(bias + i);
-            store(y + i, activated<activation, Wide<Element>, kLanes<Element>>(value));
+            return activated<activation, Wide<Element>, kLanes<Element>>(value);
         },
         [&](std::int64_t i, std::int64_t left) {
             Lanes value = (source.load_some_at(i, left) - high) * r + b;
             if (scale != nullptr) value *= load_some(scale + i, left);
             if (bias != nullptr) value += load_some(bias + i, left);
-            store_some<Element>(y + i, activated<activation, Wide<Element>, kLanes<Element>>(value), left);
+            return activated<activation, Wide<Element>, kLanes<Element>>(value);
         });
 }
 
@@ -160,7 +159,7 @@ struct Rows {
             const auto* bias = static_cast<const Element*>(norm.bias);
             apply_elements<Element, activation>(values + begin, scale == nullptr ? nullptr : scale + first + begin,
                                                 bias == nullptr ? nullptr : bias + first + begin, y + begin,
-                                                end - begin, high, static_cast<Wide<Element>>(r),
+                                                end - begin, norm.streams, high, static_cast<Wide<Element>>(r),
                                                 static_cast<Wide<Element>>(-low * r));
             return;
         }
@@ -169,8 +168,8 @@ struct Rows {
             const std::int64_t from = channel * norm.segment > begin ? channel * norm.segment : begin;
             const double a = r * parameter<Element>(norm.scale, first + channel, 1.0);
             const double b = parameter<Element>(norm.bias, first + channel, 0.0) - low * a;
-            apply_line<Element, activation>(values + from, y + from, end - from, high, static_cast<Wide<Element>>(a),
-                                            static_cast<Wide<Element>>(b));
+            apply_line<Element, activation>(values + from, y + from, end - from, norm.streams, high,
+                                            static_cast<Wide<Element>>(a), static_cast<Wide<Element>>(b));
             end = from;
         }
     }

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) || defined(__AVX__) || defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 #if defined(__aarch64__)
@@ -108,6 +108,30 @@ inline Vector<double, kLanes<double>> load(const double* from) {
 inline void store(float* to, const Vector<float, kLanes<float>>& value) { std::memcpy(to, &value, sizeof value); }
 
 inline void store(double* to, const Vector<double, kLanes<double>>& value) { std::memcpy(to, &value, sizeof value); }
+
+// Stores past the caches, to aligned addresses: a line that is written whole need not be read before. float32 only.
+#if defined(__SSE2__)
+template <typename Element>
+constexpr bool kStreams = sizeof(Element) == sizeof(float);
+
+inline void stream(float* to, const Vector<float, kLanes<float>>& value) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, bits_as<__m512>(value));
+#elif defined(__AVX2__)
+    _mm256_stream_ps(to, bits_as<__m256>(value));
+#else
+    _mm_stream_ps(to, bits_as<__m128>(value));
+#endif
+}
+
+// Makes what was streamed visible to other threads.
+inline void finish_streams() { _mm_sfence(); }
+#else
+template <typename Element>
+constexpr bool kStreams = false;
+
+inline void finish_streams() {}
+#endif
 
 inline Vector<float, kLanes<float>> load(const Float16* from) {
 #if defined(__AVX512F__)

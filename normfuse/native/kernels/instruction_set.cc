@@ -51,6 +51,7 @@ struct Entry {
 
     static void normalise(const Norm& norm, std::int64_t first_row, std::int64_t last_row) {
         chosen(norm, Normalise{})(norm, first_row, last_row);
+        if (norm.streams) finish_streams();
     }
     static Moments measure(const Norm& norm, std::int64_t row, std::int64_t begin, std::int64_t end) {
         if (norm.residual != nullptr) return Rows<Element, Activation::kNone, true>::measure(norm, row, begin, end);
@@ -59,6 +60,7 @@ struct Entry {
     static void apply(const Norm& norm, std::int64_t row, std::int64_t begin, std::int64_t end,
                       const Moments& moments) {
         chosen(norm, Apply{})(norm, row, begin, end, moments);
+        if (norm.streams) finish_streams();
     }
     static void measure_last(const Norm& norm, std::int64_t sample, std::int64_t first_group, std::int64_t last_group,
                              std::int64_t begin, std::int64_t end, Moments* moments) {

@@ -34,6 +34,7 @@ struct Norm {
     double epsilon;
     Activation activation;
     bool centred;
+    bool streams;  // y is larger than the caches that a core has for itself: float32 is written past them
 };
 
 // What is known of a set of values: how many, their mean, and the sum of their squared deviations from it.

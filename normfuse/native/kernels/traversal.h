@@ -44,6 +44,27 @@ inline void for_registers(std::int64_t count, const Whole& whole, const Part& pa
     if (i < count) part(i, count - i);
 }
 
+// Writes y[i] = value(i), or value_some(i, n) where only n elements are left; past the caches where `streams` says so.
+template <typename Element, int unrolled, typename Value, typename ValueOfSome>
+inline void write(Element* y, std::int64_t count, bool streams, const Value& value, const ValueOfSome& value_some) {
+    const auto part = [&](std::int64_t i, std::int64_t left) { store_some<Element>(y + i, value_some(i, left), left); };
+    if constexpr (kStreams<Element>) {
+        if (streams) {
+            // What comes before the first aligned address is less than a register.
+            const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(y) % kVectorBytes);
+            const std::int64_t lead =
+                past == 0 ? 0 : (kVectorBytes - past) / static_cast<std::int64_t>(sizeof(Element));
+            const std::int64_t head = lead < count ? lead : count;
+            if (head > 0) part(0, head);
+            for_registers<Element, unrolled>(
+                count - head, [&](std::int64_t i, int) { stream(y + head + i, value(head + i)); },
+                [&](std::int64_t i, std::int64_t left) { part(head + i, left); });
+            return;
+        }
+    }
+    for_registers<Element, unrolled>(count, [&](std::int64_t i, int) { store(y + i, value(i)); }, part);
+}
+
 // A parameter of the norm, or what stands for it where it is absent.
 template <typename Element>
 inline double parameter(const void* values, std::int64_t index, double absent) {
