@@ -7,14 +7,17 @@ Heavy packages are imported inside the commands, so that ``--help`` answers at o
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,31 +42,7 @@ app = typer.Typer(
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
 Out = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The ONNX file to write.")]
-FormName = Annotated[
-    str, typer.Option("--form", help="How norms are written: auto, standard, custom, ort or primitive.")
-]
 ProviderName = Annotated[str, typer.Option("--provider", help="Where the model will run: cpu or cuda.")]
-Opset = Annotated[int | None, typer.Option("--opset", metavar="N", help="Raise or lower the model to this opset.")]
-Skip = Annotated[str | None, typer.Option("--skip", metavar="NODE_REGEX", help="Leave nodes with such names alone.")]
-AssumeInference = Annotated[
-    bool, typer.Option("--assume-inference", help="Treat training-mode batch norms as inference: changes results.")
-]
-FreezeInputs = Annotated[
-    bool, typer.Option("--freeze-inputs", help="Treat initializers that callers could override as constant.")
-]
-LiftFlagged = Annotated[
-    bool, typer.Option("--lift-flagged", help="Also lift what is a norm in exact arithmetic only: changes rounding.")
-]
-FoldNormAffine = Annotated[
-    bool,
-    typer.Option("--fold-norm-affine", help="Fold scale and bias of layer, RMS, group norms into what reads them."),
-]
-DuplicateProducers = Annotated[
-    bool,
-    typer.Option(
-        "--duplicate-producers", help="Fold batch norms into copies of operators that others read: more work."
-    ),
-]
 ReportFile = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write the report as JSON.")]
 NoValidate = Annotated[bool, typer.Option("--no-validate", help="Write the result without verifying it.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")]
@@ -102,6 +81,74 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a user asks of fuse, whichever command carries it out."""
+
+    target: Target
+    options: Options
+
+
+def _wishes(
+    form: Annotated[
+        str, typer.Option("--form", help="How norms are written: auto, standard, custom, ort or primitive.")
+    ] = "auto",
+    provider: ProviderName = "cpu",
+    opset: Annotated[
+        int | None,
+        typer.Option("--opset", metavar="N", help="The opset to write: the model's own, or 23 where it is exported."),
+    ] = None,
+    skip: Annotated[
+        str | None, typer.Option("--skip", metavar="NODE_REGEX", help="Leave nodes with such names alone.")
+    ] = None,
+    freeze_inputs: Annotated[
+        bool, typer.Option("--freeze-inputs", help="Treat initializers that callers could override as constant.")
+    ] = False,
+    assume_inference: Annotated[
+        bool, typer.Option("--assume-inference", help="Treat training-mode batch norms as inference: changes results.")
+    ] = False,
+    lift_flagged: Annotated[
+        bool,
+        typer.Option("--lift-flagged", help="Also lift what is a norm in exact arithmetic only: changes rounding."),
+    ] = False,
+    fold_norm_affine: Annotated[
+        bool,
+        typer.Option("--fold-norm-affine", help="Fold scale and bias of layer, RMS, group norms into what reads them."),
+    ] = False,
+    duplicate_producers: Annotated[
+        bool,
+        typer.Option(
+            "--duplicate-producers", help="Fold batch norms into copies of operators that others read: more work."
+        ),
+    ] = False,
+) -> Wishes:
+    from normfuse.emit.target import Target, parse_form, parse_provider
+    from normfuse.pipeline import Options
+
+    target = Target(parse_form(form), parse_provider(provider), opset)
+    return Wishes(
+        target,
+        Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine, duplicate_producers),
+    )
+
+
+def _asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` the options of :func:`_wishes`; what they say reaches it as its parameter ``wishes``."""
+    shared = inspect.signature(_wishes, eval_str=True).parameters
+    own = dict(inspect.signature(command, eval_str=True).parameters)
+    own.pop("wishes")
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        wishes = _wishes(**{name: given.pop(name) for name in shared})
+        command(**given, wishes=wishes)
+
+    parameters = sorted([*own.values(), *shared.values()], key=lambda each: each.default is not each.empty)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
 @app.callback()
 def common(
     version: Annotated[
@@ -114,35 +161,21 @@ def common(
     _set_up(verbose, quiet)
 
 
-@app.command()
-def inspect(
+@app.command("inspect")
+@_asking
+def show(
     model: Model,
-    form: FormName = "auto",
-    provider: ProviderName = "cpu",
-    opset: Opset = None,
-    skip: Skip = None,
-    assume_inference: AssumeInference = False,
-    freeze_inputs: FreezeInputs = False,
-    lift_flagged: LiftFlagged = False,
-    fold_norm_affine: FoldNormAffine = False,
+    wishes: Wishes,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Show the norms of a model, and their plan."""
     _set_up(verbose, quiet)
-    from normfuse.pipeline import inspect as run
+    from normfuse.pipeline import fuse_in_place, read
     from normfuse.report import schema, table
 
-    report = run(
-        model,
-        _target(form, provider, opset),
-        skip=skip,
-        assume_inference=assume_inference,
-        freeze_inputs=freeze_inputs,
-        lift_flagged=lift_flagged,
-        fold_norm_affine=fold_norm_affine,
-    )
+    report = fuse_in_place(read(model), wishes.target, wishes.options)
     if as_json:
         _print(json.dumps(schema.inspection(report), indent=2, ensure_ascii=False))
     else:
@@ -150,46 +183,29 @@ def inspect(
 
 
 @app.command()
+@_asking
 def fuse(
     model: Model,
     output: Out,
-    form: FormName = "auto",
-    provider: ProviderName = "cpu",
-    opset: Opset = None,
-    skip: Skip = None,
+    wishes: Wishes,
     report: ReportFile = None,
     no_validate: NoValidate = False,
-    freeze_inputs: FreezeInputs = False,
-    assume_inference: AssumeInference = False,
-    lift_flagged: LiftFlagged = False,
-    fold_norm_affine: FoldNormAffine = False,
-    duplicate_producers: DuplicateProducers = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Fold and rewrite norms, verify, and save."""
     _set_up(verbose, quiet)
-    from normfuse.pipeline import Options
-
-    target = _target(form, provider, opset)
     _refuse_to_overwrite(model, output, report)
-    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine, duplicate_producers)
-    _fuse_and_save(model, output, target, options, report, validate=not no_validate)
+    _fuse_and_save(model, output, wishes, report, validate=not no_validate)
 
 
-def _target(form: str, provider: str, opset: int | None) -> Target:
-    from normfuse.emit.target import Target, parse_form, parse_provider
-
-    return Target(parse_form(form), parse_provider(provider), opset)
-
-
-def _refuse_to_overwrite(model: Path, *outputs: Path | None) -> None:
+def _refuse_to_overwrite(model: Path | None, *outputs: Path | None) -> None:
     """Refuse to write over an input, or two outputs to one file."""
-    taken = {model.resolve(): "is the input"}
+    taken = {} if model is None else {model.resolve(): "is the input"}
     for output in outputs:
         if output is None:
             continue
-        same = output.exists() and model.exists() and os.path.samefile(output, model)
+        same = model is not None and output.exists() and model.exists() and os.path.samefile(output, model)
         reason = "is the input" if same else taken.get(output.resolve())
         if reason is not None:
             raise UnsupportedForm(f"{output}: {reason}; name another file to write")
@@ -197,7 +213,7 @@ def _refuse_to_overwrite(model: Path, *outputs: Path | None) -> None:
 
 
 def _fuse_and_save(
-    reference: Source, output: Path, target: Target, options: Options, report_file: Path | None, *, validate: bool
+    reference: Source, output: Path, wishes: Wishes, report_file: Path | None, *, validate: bool
 ) -> None:
     """Fuse ``reference``, verify the result against it, and only then write ``output``."""
     from dataclasses import replace
@@ -208,12 +224,12 @@ def _fuse_and_save(
 
     candidate = read(reference)
     _progress("fusing")
-    report = fuse_in_place(candidate, target, options)
+    report = fuse_in_place(candidate, wishes.target, wishes.options)
     if validate and report.rewrites:
         _progress("verifying the result against the original")
         from normfuse.validate import validate as compare
 
-        verdict = compare(baseline(reference, options), candidate, providers=(target.provider,))
+        verdict = compare(baseline(reference, wishes.options), candidate, providers=(wishes.target.provider,))
         report = replace(report, validation=verdict)
     code = _code(report.validation.verdict) if report.validation is not None else 0
     with _json_beside(report_file, schema.fusion_report(report)):
@@ -229,11 +245,13 @@ def _fuse_and_save(
 
 
 @app.command()
+@_asking
 def export(
     factory: Annotated[
         str, typer.Argument(metavar="MODULE:FACTORY", help="A function without arguments that returns the module.")
     ],
     output: Out,
+    wishes: Wishes,
     weights: Annotated[
         Path | None, typer.Option("--weights", metavar="FILE", help="A .safetensors file or a saved state dict.")
     ] = None,
@@ -244,18 +262,9 @@ def export(
     dynamic: Annotated[
         list[str] | None, typer.Option("--dynamic", metavar="NAME:0=batch", help="A dynamic axis; may be repeated.")
     ] = None,
-    opset: Annotated[int | None, typer.Option("--opset", metavar="N", help="The opset to write; 23.")] = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Save the model as exported.")] = False,
-    form: FormName = "auto",
-    provider: ProviderName = "cpu",
-    skip: Skip = None,
     report: ReportFile = None,
     no_validate: NoValidate = False,
-    freeze_inputs: FreezeInputs = False,
-    assume_inference: AssumeInference = False,
-    lift_flagged: LiftFlagged = False,
-    fold_norm_affine: FoldNormAffine = False,
-    duplicate_producers: DuplicateProducers = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -268,9 +277,9 @@ def export(
     from normfuse.export import export as write
     from normfuse.export.factory import parse_dynamic, parse_input, prepare
     from normfuse.passes.convert_opset import convert_opset
-    from normfuse.pipeline import Options
 
-    target = _target(form, provider, opset)
+    _refuse_to_overwrite(weights, output, report)
+    opset = wishes.target.opset
     specs = [parse_input(text) for text in inputs or ()]
     axes = parse_dynamic(dynamic or ())
     prepared = prepare(factory, inputs=specs, weights=weights, folder=Path.cwd())
@@ -290,8 +299,7 @@ def export(
         io.save(model, output)
         _say(f"wrote {output}")
         return
-    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine, duplicate_producers)
-    _fuse_and_save(model, output, target, options, report, validate=not no_validate)
+    _fuse_and_save(model, output, wishes, report, validate=not no_validate)
 
 
 def _warn(message: Warning | str, *_: object) -> None:

@@ -583,10 +583,11 @@ def inspect(
     freeze_inputs: bool = False,
     lift_flagged: bool = False,
     fold_norm_affine: bool = False,
+    duplicate_producers: bool = False,
 ) -> FusionReport:
     """Return every norm of ``model`` with what :func:`fuse` would do with it, or why not; ``model`` stays as it is.
 
     Parameters and errors are those of :func:`fuse`. The report's rewrites are those that fuse would make.
     """
-    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine)
+    options = Options(skip, None, assume_inference, freeze_inputs, lift_flagged, fold_norm_affine, duplicate_producers)
     return fuse_in_place(read(model), _target(target), options)
