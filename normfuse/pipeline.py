@@ -391,8 +391,10 @@ def _move(
 ) -> bool:
     """Move what the folds left to linear operators that are farther away. Returns whether anything moved."""
 
-    def wanted(norm: ir.Node, nodes: tuple[ir.Node, ...]) -> str | None:
-        identifier = ledger.identify("move-batchnorm", norm)
+    def wanted(kind_: str, norm: ir.Node, nodes: tuple[ir.Node, ...]) -> str | None:
+        if norm not in ledger.names:
+            ledger.name([norm])
+        identifier = ledger.identify(kind_, norm)
         return identifier if ledger.wants(identifier, nodes) else None
 
     free = {node: outcome for node, outcome in norms.items() if not ledger.skips(node)}

@@ -278,24 +278,24 @@ def pytorchcv_densenet121() -> Built:
 
 
 def pytorchcv_preresnet18() -> Built:
-    """PreResNet-18 of pytorchcv at 64: BatchNorm and Relu before each Conv."""
+    """PreResNet-18 of pytorchcv at 224: BatchNorm and Relu before each Conv."""
     from pytorchcv.models.preresnet import preresnet18
 
-    return preresnet18(), (_image(1, 3, 64, 64),)
+    return preresnet18(), (_image(1, 3, 224, 224),)
 
 
 def pytorchcv_shufflenetv2() -> Built:
-    """ShuffleNetV2 of pytorchcv at 64: BatchNorm, Split, Concat, channel shuffle."""
+    """ShuffleNetV2 of pytorchcv at 224: BatchNorm, Split, Concat, channel shuffle."""
     from pytorchcv.models.shufflenetv2 import shufflenetv2_wd2
 
-    return shufflenetv2_wd2(), (_image(1, 3, 64, 64),)
+    return shufflenetv2_wd2(), (_image(1, 3, 224, 224),)
 
 
 def pytorchcv_ibn_resnet50() -> Built:
-    """IBN-ResNet-50 of pytorchcv at 64: Split, InstanceNorm of one half and BatchNorm of the other, Concat."""
+    """IBN-ResNet-50 of pytorchcv at 224: Split, InstanceNorm of one half and BatchNorm of the other, Concat."""
     from pytorchcv.models.ibnresnet import ibn_resnet50
 
-    return ibn_resnet50(), (_image(1, 3, 64, 64),)
+    return ibn_resnet50(), (_image(1, 3, 224, 224),)
 
 
 def transformers_levit() -> Built:

@@ -64,7 +64,7 @@ class _Backward:
                 return self._into_copy(value, producer, f, reader, shrunk=shrunk)
             return node
         if node in ground.claimed:
-            return Declined(f"{name(node)} changes for another norm", node)
+            return Declined(f"{name(node)} is part of another norm or change", node)
         here = Plan(moved=(value,))
         if is_linear(node):
             found = self._into_linear(node, f, shrunk=shrunk)
@@ -176,7 +176,7 @@ class _Backward:
     ) -> Plan | Declined:
         """Let a copy of the linear operator absorb; the others go on reading the original."""
         if node in self._ground.claimed:
-            return Declined(f"{name(node)} changes for another norm", node)
+            return Declined(f"{name(node)} is part of another norm or change", node)
         found = self._into_linear(node, f, shrunk=shrunk)
         if isinstance(found, Declined):
             return found

@@ -66,7 +66,7 @@ class _Forward:
             if reader.graph is not at.graph:
                 raise _Stop(Declined(f"{what} is captured by a subgraph, at '{describe(reader)}'", at))
             if reader in self._ground.claimed:
-                raise _Stop(Declined(f"{name(reader)} changes for another norm", reader))
+                raise _Stop(Declined(f"{name(reader)} is part of another norm or change", reader))
             plan += self._through(reader, value, f, grown=grown, depth=depth)
         return plan
 

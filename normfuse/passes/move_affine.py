@@ -2,13 +2,13 @@
 
 ``fold_batchnorm`` folds a norm into the operator beside it. Here the per-channel affine map of a norm that was left,
 with the constants behind it, travels: backward to the operators that make its input, or forward to those that read its
-output, through Concat, Relu, pooling, Reshape and the rest of the table in ``affine_rules``. A map moves whole or not at
-all, and never to where it would cost more than the norm did.
+output, through Concat, Relu, pooling, Reshape and the rest of the table in ``affine_rules``. So does the map of a Mul, Add,
+Sub, Div by a constant, or a Neg. A map moves whole or not at all, and never to where it would cost more than before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -19,11 +19,16 @@ from normfuse.graph.reading import is_op
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.passes.affine_backward import plan_backward
 from normfuse.passes.affine_forward import plan_forward
+from normfuse.passes.affine_own import own_map
 from normfuse.passes.affine_plan import Ground, Plan, name
 from normfuse.passes.fold_batchnorm import FARTHEST_MEAN, compose, mean_distance
 from normfuse.passes.spread import Spread
 from normfuse.recognise.affine_chain import Channels, Link, Norms, follow, norm_affine
 from normfuse.report.records import Rewrite
+from normfuse.spec import Stored
+
+_MAPS = frozenset({"BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg"})
+"""Operators that may be a map of their own."""
 
 FARTHEST_AVERAGED_MEAN = 1.0
 """The same bound where the map passes a mean on its way to the operator behind: averaging n elements makes their
@@ -34,13 +39,15 @@ deviation smaller by up to sqrt(n) and leaves μ."""
 class Move:
     """A norm that moves, decided but not done.
 
-    norms: those that vanish. links: the norm with the constants behind it. is_backward: to what makes its input.
+    norms: those that vanish. links: the norm with the constants behind it. is_backward: to what makes its input, which
+    is input ``place`` of the first link.
     """
 
     norms: tuple[ir.Node, ...]
     links: tuple[ir.Node, ...]
     plan: Plan
     is_backward: bool
+    place: int = 0
 
     @property
     def output(self) -> ir.Value:
@@ -73,14 +80,14 @@ class Move:
             value.name = editor.unique(f"{value.name}_moved")
         copied = self._copy(editor)
         if not self.is_backward:
-            x = self.links[0].inputs[0]
+            x = self.links[0].inputs[self.place]
             for node in self.links:
                 _bypass(node, next(index for index, value in enumerate(node.inputs) if value is x), editor)
         for node, index in self.plan.gone:
             _bypass(node, index, editor)
         written = [*copied, *self._rebuild(editor), *self._exchange(editor)]
         if self.is_backward:
-            x = self.links[0].inputs[0]
+            x = self.links[0].inputs[self.place]
             assert x is not None
             editor.apply(Replacement(self.links, (), ((self.output, x),)), at=self.links[0])
         return tuple(written)
@@ -151,26 +158,84 @@ def _with_constants(node: ir.Node, changes: list[tuple[int, Array]]) -> tuple[ir
     return new, tuple(values)
 
 
-def move_affines(graph: ir.Graph, norms: Norms, reading: Reading, *, duplicate: bool = False) -> list[Move | Declined]:
-    """Decide for each BatchNormalization of ``graph`` whether it can move away. Changes nothing.
+def move_affines(
+    graph: ir.Graph,
+    norms: Norms,
+    reading: Reading,
+    *,
+    duplicate: bool = False,
+    leave: Set[ir.Node] = frozenset(),
+) -> list[Move | Declined]:
+    """Decide for each BatchNormalization and each constant factor or term of ``graph`` whether it can move away.
 
-    duplicate: a linear operator that others read too may absorb in a copy of its own.
+    duplicate: a linear operator that others read too may absorb in a copy of its own. leave: nodes that stay: of norms
+    of other kinds, for one.
 
-    The moves do not touch each other. Where two norms want the same operator one of them waits: decide again, on the
-    changed graph, until nothing moves.
+    Changes nothing. The moves do not touch each other. Where two norms want the same operator one of them waits: decide
+    again, on the changed graph, until nothing moves. The reasons are those of norms.
     """
-    ground = Ground(norms, reading, duplicate)
+    ground = Ground({node: outcome for node, outcome in norms.items() if node not in leave}, reading, duplicate)
+    ground.claimed.update(leave)
     outcomes: list[Move | Declined] = []
-    for norm in reversed(graph):
-        if not is_op(norm, "BatchNormalization") or norm not in norms or norm in ground.claimed:
+    for node in reversed(graph):
+        if node.op_type not in _MAPS or node in ground.claimed:
             continue
-        outcome = _decide(norm, ground)
+        if is_op(node, "BatchNormalization") and node in ground.norms:
+            outcome = _decide(node, ground)
+        elif is_op(node, "Mul", "Add", "Sub", "Div", "Neg"):
+            outcome = _decide_arithmetic(node, ground)
+        else:
+            continue
         if outcome is None:
             continue
         outcomes.append(outcome)
         if isinstance(outcome, Move):
             ground.claimed.update(outcome.nodes)
     return outcomes[::-1]
+
+
+def _decide_arithmetic(node: ir.Node, ground: Ground) -> Move | Declined | None:
+    """Decide for a factor or term: it moves where that leaves fewer operators; on, only a factor.
+
+    How far a mean lies from zero is not known here, so a shift does not go on. The reason of a norm that is written so is
+    kept, any other is not.
+    """
+    own = own_map(node, ground)
+    if not isinstance(own, tuple):
+        return None
+    place, f = own
+    x = node.inputs[place]
+    if x is None or f.is_identity:
+        return None
+    back = _fewer(_checked(plan_backward(x, f, node, ground), (node,), node), node)
+    if isinstance(back, Plan):
+        return _move((node,), back, ground.norms, is_backward=True, place=place)
+    declined = Declined(back.reason, node) if node in ground.norms else None
+    if not f.is_linear or node.outputs[0].is_graph_output() or _ends_gelu(node, x):
+        return declined
+    ahead = _fewer(_checked(plan_forward(node.outputs[0], f, node, ground), (node,), node), node)
+    if isinstance(ahead, Declined) or ahead.gone:
+        return declined
+    return _move((node,), ahead, ground.norms, is_backward=False, place=place)
+
+
+def _fewer(plan: Plan | Declined, node: ir.Node) -> Plan | Declined:
+    """Return the plan where it takes away more operators than it brings."""
+    if isinstance(plan, Plan) and plan.adds > len(plan.gone):
+        return Declined("a MatMul without bias would need an Add in its place", node)
+    return plan
+
+
+def _ends_gelu(node: ir.Node, x: ir.Value) -> bool:
+    """Whether ``node`` may be the half of x·(1 + erf(x/√2))·½, or of its form with tanh: runtimes know it by all parts."""
+    product = x.producer()
+    if not is_op(node, "Mul", "Div") or not is_op(product, "Mul") or product is None:
+        return False
+    sums = [value.producer() for value in product.inputs if value is not None]
+    inner = [
+        value.producer() for term in sums if term is not None and is_op(term, "Add") for value in term.inputs if value
+    ]
+    return any(is_op(source, "Erf", "Tanh") for source in inner)
 
 
 def _decide(norm: ir.Node, ground: Ground) -> Move | Declined | None:
@@ -221,9 +286,9 @@ def _checked(plan: Plan | Declined, links: tuple[ir.Node, ...], norm: ir.Node) -
     return plan
 
 
-def _move(links: tuple[ir.Node, ...], plan: Plan, norms: Norms, *, is_backward: bool) -> Move:
+def _move(links: tuple[ir.Node, ...], plan: Plan, norms: Norms, *, is_backward: bool, place: int = 0) -> Move:
     gone = (*links, *(node for node, _ in plan.gone))
-    return Move(tuple(node for node in gone if node in norms), links, plan, is_backward)
+    return Move(tuple(node for node in gone if node in norms), links, plan, is_backward, place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,36 +305,42 @@ def move_norms(
     norms: Norms,
     reading: Callable[[], Reading],
     editor: Editor,
-    wanted: Callable[[ir.Node, tuple[ir.Node, ...]], str | None],
+    wanted: Callable[[str, ir.Node, tuple[ir.Node, ...]], str | None],
     *,
     duplicate: bool = False,
 ) -> Moves:
     """Move what moves, until nothing does.
 
-    reading: of the graph as it is now. wanted: takes a norm and the nodes that its move touches; returns the
-    move's id, or None where it was not asked for.
+    reading: of the graph as it is now. wanted: takes the kind of a move, the norm, and the nodes that it
+    touches; returns the move's id, or None where it was not asked for.
     """
-    free = {node: outcome for node, outcome in norms.items() if is_op(node, "BatchNormalization")}
+    leave = {
+        node
+        for site in norms.values()
+        if isinstance(site, NormSite) and not isinstance(site.spec.statistics, Stored)
+        for node in site.interior
+    }
     rewrites: list[Rewrite] = []
     plans: dict[ir.Node, str] = {}
     declined: list[Declined] = []
-    while free:
-        outcomes = move_affines(graph, free, reading(), duplicate=duplicate)
+    while True:
+        staying = {node: outcome for node, outcome in norms.items() if node.graph is not None}
+        outcomes = move_affines(graph, staying, reading(), duplicate=duplicate, leave=leave)
         moves = [outcome for outcome in outcomes if isinstance(outcome, Move)]
         for move in moves:
-            norm = move.links[0]
-            identifier = wanted(norm, move.nodes)
+            first = move.links[0]
+            kind = "move-batchnorm" if move.norms else "move-affine"
+            identifier = wanted(kind, first, move.nodes)
             if identifier is None:
-                declined.append(Declined("its move was not selected", norm))
-                del free[norm]
+                if first in norms:
+                    declined.append(Declined("its move was not selected", first))
+                leave.add(first)
                 continue
             removed = tuple(describe(node) for node in move.nodes)
             plan = f"fold into {', '.join(describe(node) for node in move.into)}"
             note = move.note  # by the names that the file has: values that mean something else get another one
             plans.update(dict.fromkeys(move.norms, plan))
-            rewrites.append(Rewrite(identifier, "move-batchnorm", removed, move.carry_out(editor), note))
-        free = {node: outcome for node, outcome in free.items() if node.graph is not None}
+            rewrites.append(Rewrite(identifier, kind, removed, move.carry_out(editor), note))
         if not moves:
             declined.extend(outcome for outcome in outcomes if isinstance(outcome, Declined))
-            break
-    return Moves(tuple(rewrites), plans, tuple(declined))
+            return Moves(tuple(rewrites), plans, tuple(declined))

@@ -48,6 +48,7 @@ def fusion_report(report: FusionReport) -> str:
     what = {
         "fold-batchnorm": "fold of batch norms",
         "move-batchnorm": "move of batch norms",
+        "move-affine": "move of constant factors and terms",
         "merge-branches": "merge of branches",
         "fold-norm-affine": "fold of scale and bias",
         "emit": "norm written anew",

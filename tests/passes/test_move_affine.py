@@ -71,7 +71,7 @@ BACKWARD: list[tuple[str, str, dict[str, Array], int, str, str]] = [
     ("channel shuffle", "c = Conv (x, W) h = Reshape (c, A) i = Transpose <perm = [0,2,1,3,4]> (h) e = Reshape (i, B)", {"W": normal(6, 3, 3, 3), "A": ints(2, 2, 3, 6, 4), "B": ints(2, 6, 6, 4)}, 6, "any", "a,b,c,d"),
     ("DepthToSpace", "c = Conv (x, W) e = DepthToSpace <blocksize = 2> (c)", {"W": normal(8, 3, 3, 3)}, 2, "any", "a,b,c,d"),
     ("DepthToSpace, CRD", 'c = Conv (x, W) e = DepthToSpace <blocksize = 2, mode = "CRD"> (c)', {"W": normal(8, 3, 3, 3)}, 2, "any", "a,b,c,d"),
-    ("Split", "c = Conv (x, W) e, f = Split <axis = 1> (c, A) z = Neg (f)", {"W": W, "A": ints(1, 3)}, 1, "any", "a,b,c,d"),
+    ("Split", "c = Conv (x, W) e, f = Split <axis = 1> (c, A) z = Sigmoid (f)", {"W": W, "A": ints(1, 3)}, 1, "any", "a,b,c,d"),
     ("Slice", "c = Conv (x, W) e = Slice (c, A, B, A, C)", {"W": W, "A": ints(1), "B": ints(9), "C": ints(2)}, 2, "any", "a,b,c,d"),
     ("Gather", "c = Conv (x, W) e = Gather <axis = 1> (c, A)", {"W": W, "A": ints(-1, 0)}, 2, "any", "a,b,c,d"),
     ("Resize", 'c = Conv (x, W) e = Resize <mode = "cubic"> (c, "", F)', {"W": W, "F": np.array([1, 1, 2, 2], np.float32)}, 4, "any", "a,b,c,d"),
@@ -389,3 +389,47 @@ def test_a_resize_by_a_computed_region_is_a_parameter() -> None:
     _, found, why = move_all(model(body, arrays, 3, "any"))
     assert not found
     assert why == ["back: 'x' is an input of the graph; on: Resize 'Resize → r' reads 'q' as a parameter"]
+
+
+ARITHMETIC: list[tuple[str, str, dict[str, Array], str]] = [
+    ("beside a Conv", "c = Conv (x, W) d = Mul (c, K) y = Add (d, J)", {}, "Conv"),
+    ("behind a Conv, each of them", "c = Conv (x, W) d = Neg (c) e = Div (d, K) y = Sub (J, e)", {}, "Conv"),
+    ("through Relu", "c = Conv (x, W) r = Relu (c) y = Mul (P, r)", {}, "Conv Relu"),
+    ("through AveragePool", "c = Conv (x, W) r = AveragePool <kernel_shape = [2,2]> (c) d = Mul (r, K) y = Add (d, J)", {}, "Conv AveragePool"),
+    ("of three axes: into the Add", "c = MatMul (x, M) d = Add (c, B) y = Mul (d, S)", {}, "MatMul Add"),
+    ("a bias stays", "c = MatMul (x, M) y = Add (c, B)", {}, "MatMul Add"),
+    ("on, a factor", "d = Mul (x, S) y = Conv <pads = [1,1,1,1]> (d, W)", {}, "Conv"),
+    ("on, a term: how far its mean is from zero is not known", "d = Add (x, S) y = Conv (d, W)", {}, "Add Conv"),
+    ("along another axis", "c = Conv (x, W) y = Mul (c, B)", {}, "Conv Mul"),
+    ("of another shape", "c = Conv (x, W) y = Mul (c, L)", {}, "Conv Mul"),
+    ("the half of a gelu", "u = Div (x, S) e = Erf (u) o = Add (e, S) m = Mul (x, o) h = Mul (m, H) y = Conv (h, W)", {}, "Div Erf Add Mul Mul Conv"),
+    ("a factor of zero on", "d = Mul (x, Z) y = Conv (d, W)", {}, "Conv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "more", "after"), [case[1:] for case in ARITHMETIC], ids=[case[0] for case in ARITHMETIC]
+)
+def test_factors_and_terms(body: str, more: dict[str, Array], after: str) -> None:
+    constants = {
+        "W": W, "K": normal(4, 1, 1), "J": normal(1, 4, 1, 1, seed=3), "P": np.asarray(np.abs(normal(4, 1, 1))),
+        "M": normal(6, 4), "B": normal(4), "S": np.float32(0.3), "L": normal(2, 4, 1, 1), "H": np.float32(0.5),
+        "Z": np.zeros((3, 1, 1), np.float32),
+    }  # fmt: skip
+    used = {name: np.asarray(array) for name, array in constants.items() if f" {name})" in body or f"({name}," in body}
+    proto = build(f"g (float[2,3,8,6] x) => (float[a,b,c,d] y) {{ {body} }}", {**used, **more}, opset=18)
+    fused, report = fuse(proto)
+    assert operators(fused) == after
+    assert {rewrite.kind for rewrite in report.rewrites} <= {"move-affine", "move-batchnorm"}
+    assert_same(proto, fused)
+    assert not fuse(ir.to_proto(fused))[1].rewrites
+
+
+def test_a_factor_of_another_norm_stays() -> None:
+    """The scale of a LayerNorm is folded only where that is asked for, however it is written."""
+    text = """g (float[2,5,6] x) => (float[a,b,c] y) {
+        m = ReduceMean (x, A) d = Sub (x, m) q = Mul (d, d) v = ReduceMean (q, A) w = Add (v, E) r = Sqrt (w)
+        n = Div (d, r) s = Mul (n, G) y = MatMul (s, M) }"""
+    arrays = {"A": ints(-1), "E": np.asarray(np.float32(1e-5)), "G": normal(6), "M": normal(6, 4)}
+    _, report = fuse(build(text, arrays, opset=18))
+    assert not [rewrite for rewrite in report.rewrites if rewrite.kind == "move-affine"]
