@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("transformers==5.23.0", "diffusers==0.42.1", "monai==1.6.1")
-WITHOUT_DEPENDENCIES = ("pytorchcv==0.0.74",)  # its torchvision would bring a CUDA build of torch
+WITHOUT_DEPENDENCIES = ("pytorchcv==0.0.74", "timm==1.0.31")  # their torchvision would bring a CUDA build of torch
 
 Built = tuple[Any, tuple[Any, ...]]
 
@@ -251,9 +251,23 @@ def monai_segresnet_batch() -> Built:
 
 def timm_bit() -> Built:
     """BiT of timm: GroupNorm and ReLU before each convolution, whose weights are standardised."""
-    import timm
+    from tools.without_torchvision import import_timm
 
-    return timm.create_model("resnetv2_50x1_bit", pretrained=False, num_classes=10), (_image(1, 3, 64, 64),)
+    return import_timm().create_model("resnetv2_50x1_bit", num_classes=10), (_image(1, 3, 64, 64),)
+
+
+def timm_repvgg_a0() -> Built:
+    """RepVGG-A0 of timm at 224: three branches a block, each with its BatchNorm."""
+    from tools.without_torchvision import import_timm
+
+    return import_timm().create_model("repvgg_a0"), (_image(1, 3, 224, 224),)
+
+
+def timm_mobileone_s0() -> Built:
+    """MobileOne-S0 of timm at 224: up to six branches a block, depthwise and pointwise, each with its BatchNorm."""
+    from tools.without_torchvision import import_timm
+
+    return import_timm().create_model("mobileone_s0"), (_image(1, 3, 224, 224),)
 
 
 def pytorchcv_resnet18() -> Built:
@@ -345,6 +359,8 @@ MODELS: tuple[Callable[[], Built], ...] = (
     monai_segresnet_group,
     monai_segresnet_batch,
     timm_bit,
+    timm_repvgg_a0,
+    timm_mobileone_s0,
     pytorchcv_resnet18,
     pytorchcv_mobilenetv2,
     pytorchcv_densenet121,
@@ -375,17 +391,23 @@ def decomposed(model: ir.Model) -> int:
     return sum(len(record.nodes) > 1 for record in records if record.norm != "batch")
 
 
-def rows(build: Callable[[], Built], forms: list[str], opset: int | None) -> Iterator[list[str]]:
-    """Export one model, fuse and validate it in every form; yield a row of the table for each."""
+def exported(build: Callable[[], Built], opset: int | None = None) -> ir.Model:
+    """Return a model as it is exported, its norms with random statistics that are not 0 and 1."""
     import normfuse
     from models.statistics import randomise_statistics, seeded
-    from normfuse.emit.target import Form
 
     with seeded(0), contextlib.redirect_stdout(open(os.devnull, "w")):
         module, inputs = build()
-    module = randomise_statistics(module.eval(), seed=1)
+    return normfuse.export(randomise_statistics(module.eval(), seed=1), inputs, opset=opset)
+
+
+def rows(build: Callable[[], Built], forms: list[str], opset: int | None) -> Iterator[list[str]]:
+    """Export one model, fuse and validate it in every form; yield a row of the table for each."""
+    import normfuse
+    from normfuse.emit.target import Form
+
     start = time.perf_counter()
-    original = normfuse.export(module, inputs, opset=opset)
+    original = exported(build, opset)
     exporting = time.perf_counter() - start
     for form in forms:
         clock = [time.perf_counter()]
