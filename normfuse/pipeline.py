@@ -161,6 +161,8 @@ class _Ledger:
         Branches may reuse a name: the second norm of a name is ``name#2``, in the order of the model.
         """
         for norm in norms:
+            if norm in self.names:
+                continue
             base = str(norm.outputs[0].name)
             self.seen[base] += 1
             self.names[norm] = base if self.seen[base] == 1 else f"{base}#{self.seen[base]}"
