@@ -63,6 +63,7 @@ BACKWARD: list[tuple[str, str, dict[str, Array], int, str, str]] = [
     ("GlobalAveragePool", "c = Conv (x, W) e = GlobalAveragePool (c)", {"W": W}, 4, "any", "a,b,c,d"),
     ("GlobalMaxPool", "c = Conv (x, W) e = GlobalMaxPool (c)", {"W": W}, 4, "positive", "a,b,c,d"),
     ("ReduceMean", "c = Conv (x, W) e = ReduceMean <keepdims = 0> (c, A)", {"W": W, "A": ints(2, -1)}, 4, "any", "a,b"),
+    ("ReduceMean of one axis", "c = Conv (x, W) e = ReduceMean <keepdims = 0> (c, A)", {"W": W, "A": ints(-1)}, 4, "any", "a,b,c"),
     ("Transpose", "c = Conv (x, W) h = Transpose <perm = [1,3,0,2]> (c) e = Transpose <perm = [2,0,3,1]> (h)", {"W": W}, 4, "any", "a,b,c,d"),
     ("MatMul over three axes", "c = MatMul (x, W) h = Reshape (c, A) e = Identity (h)", {"W": normal(6, 4), "A": ints(-1, 4)}, 4, "any", "a,b"),
     ("MatMul with Add", "c = MatMul (x, W) k = Add (c, K) e = Reshape (k, A)", {"W": normal(6, 4), "K": normal(4), "A": ints(-1, 4)}, 4, "any", "a,b"),
@@ -137,6 +138,7 @@ FORWARD: list[tuple[str, str, dict[str, Array], str, str]] = [
     ("ConvTranspose, pointwise", "y = ConvTranspose (n, W, K)", {"W": normal(3, 2, 1, 1), "K": normal(2)}, "any", "a,b,c,d"),
     ("ConvTranspose, no shift", "y = ConvTranspose <group = 3, strides = [2,2]> (n, W)", {"W": normal(3, 2, 3, 3)}, "scale", "a,b,c,d"),
     ("Concat", "r = Concat <axis = 1> (n, x) y = Conv (r, W)", {"W": normal(4, 6, 3, 3)}, "any", "a,b,c,d"),
+    ("Concat, second", "r = Concat <axis = 1> (x, n) y = Conv (r, W)", {"W": normal(4, 6, 3, 3)}, "any", "a,b,c,d"),
     ("Split", "p, q = Split <axis = 1> (n, A) y = Conv (p, W) z = Conv (q, V)", {"A": ints(1, 2), "W": normal(4, 1, 1, 1), "V": normal(2, 2, 1, 1)}, "any", "a,b,c,d"),
 ]  # fmt: skip
 
@@ -192,6 +194,14 @@ def test_declines(body: str, arrays: dict[str, Array], channels: int, kind: str,
     assert not moves
     assert reasons == [reason]
     assert len(moved.graph) == len(proto.graph.node)
+
+
+def test_blocks_keep_what_varies_along_space() -> None:
+    body = f"c = MatMul (x, M) d = DepthToSpace <blocksize = 2> (c) e = Transpose <perm = [0,3,1,2]> (d) y = {BN.format('e')}"
+    proto = model(body, {"M": normal(6, 6)}, 12, "any", x="2,4,8,6")
+    _, moves, why = move_all(proto)
+    assert not moves
+    assert why == ["DepthToSpace 'DepthToSpace → d' moves axes along which the factors vary"]
 
 
 FORWARD_DECLINED = [
