@@ -15,6 +15,7 @@ from normfuse.validate import tolerance
 from normfuse.validate.call import OracleCannotRun, OracleFailed
 from normfuse.validate.compare import channel_axes
 from normfuse.validate.families import ORDINARY, Aim, aims_for, least_feeds, synthesise
+from normfuse.validate.held import Held
 from normfuse.validate.inputs import Family, Feed, InputSpec, Sizes
 from normfuse.validate.oracle import Oracle
 
@@ -33,11 +34,13 @@ def families(oracle: Oracle, specs: Sequence[InputSpec], *, quick: bool) -> tupl
 
     Raises ValidationError where no size of the dynamic axes works, OracleCannotRun as the oracle does.
     """
-    sizes = _working_sizes(oracle, specs, _first_choices())
-    count = _samples(oracle, specs, sizes)
+    sizes, outputs = _working_sizes(oracle, specs, _first_choices())
+    count = _samples(oracle, specs, outputs)
     further = min(count, _FURTHER_FEEDS)
     unit = oracle.last.work * further
-    found = [Family(ORDINARY.name, _feeds(specs, ORDINARY, sizes, count))]
+    few = _FURTHER_RUNS if unit > _SAMPLES_WORK else tolerance.PERTURBED_RUNS
+    runs = few if quick else tolerance.PERTURBED_RUNS
+    found = [Family(ORDINARY.name, _feeds(specs, ORDINARY, sizes, count), runs=runs)]
     if quick:
         return found, []
     work, notes, skipped = 0.0, [], []
@@ -48,15 +51,14 @@ def families(oracle: Oracle, specs: Sequence[InputSpec], *, quick: bool) -> tupl
         chosen = sizes
         if choices is not None:
             try:
-                chosen = _working_sizes(oracle, specs, choices)
+                chosen, _ = _working_sizes(oracle, specs, choices)
             except OracleCannotRun:
                 raise
             except ValidationError as error:
                 notes.append(f"no {name} was tried: {error}")
                 continue
         feeds = _feeds(specs, aim, chosen, further, seed=name)
-        runs = _FURTHER_RUNS if unit > _SAMPLES_WORK else tolerance.PERTURBED_RUNS
-        found.append(Family(name, feeds, aim.on_providers, aim is ORDINARY, runs))
+        found.append(Family(name, feeds, aim.on_providers, aim is ORDINARY, few))
         work += unit
     if skipped:
         notes.append(f"families left out, since the graph is large: {', '.join(skipped)}")
@@ -78,19 +80,19 @@ def _further(specs: Sequence[InputSpec], sizes: Sizes) -> Iterator[tuple[str, Ai
         yield aim.name, aim, None
 
 
-def _working_sizes(oracle: Oracle, specs: Sequence[InputSpec], choices: Iterator[Sizes]) -> Sizes:
-    """Return the first of ``choices`` that the reference accepts; the oracle's last run is that on them.
+def _working_sizes(
+    oracle: Oracle, specs: Sequence[InputSpec], choices: Iterator[Sizes]
+) -> tuple[Sizes, dict[str, Held]]:
+    """Return the first of ``choices`` that the reference accepts, and what it gives there; the oracle's last run is that.
 
     Raises ValidationError with the graph's own words where none of the sizes works, OracleCannotRun as the oracle does.
     """
     refusal = ""
     for sizes in choices:
         try:
-            oracle.run(synthesise(specs, ORDINARY, sizes, 0))
+            return sizes, oracle.run(synthesise(specs, ORDINARY, sizes, 0))
         except OracleFailed as error:
             refusal = refusal or str(error)
-            continue
-        return sizes
     raise ValidationError(f"no size of the dynamic axes works in the reference: give --inputs ({refusal})")
 
 
@@ -137,9 +139,8 @@ def _odd_choices(specs: Sequence[InputSpec], first: Sizes) -> Iterator[Sizes]:
         yield Sizes(3, first.other)
 
 
-def _samples(oracle: Oracle, specs: Sequence[InputSpec], sizes: Sizes) -> int:
+def _samples(oracle: Oracle, specs: Sequence[InputSpec], outputs: dict[str, Held]) -> int:
     """Return how many feeds give every channel of every output 16 elements, while the graph is cheap; at least one."""
-    outputs = oracle.run(synthesise(specs, ORDINARY, sizes, 0))
     smallest = min((_group(outputs[value.name].data) for value in oracle.graph.outputs if value.name), default=1)
     wanted = -(-tolerance.GROUP_ELEMENTS // max(1, smallest))
     affordable = int(_SAMPLES_WORK / max(oracle.last.work, 1.0))
