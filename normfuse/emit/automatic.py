@@ -6,7 +6,7 @@ has their kernels was found (``native``), and never another that onnx.checker do
 
 from __future__ import annotations
 
-from normfuse.emit.custom import custom_operator, emit_custom
+from normfuse.emit.custom import emit_custom, has_plain_name
 from normfuse.emit.kernels import Spelling, fastest, has_kernel, native_wins
 from normfuse.emit.primitive import emit_primitive
 from normfuse.emit.standard import emit_reshaped, emit_standard, operator_of
@@ -49,7 +49,7 @@ def best_spelling(
     if any(node.domain == "ai.normfuse" for node in site.interior) or runs_as_contrib(site, provider):
         return None
     kind = _kind(site, reading)
-    if native and native_wins(kind, own, provider) and custom_operator(site, opset, reading.ranks.of(site.operands.x)):
+    if native and native_wins(kind, own, provider) and has_plain_name(site, opset, reading.ranks.of(site.operands.x)):
         return Spelling.NATIVE
     spelling = fastest(kind, own, provider)
     operators = {node.op_type for node in site.interior if is_standard(node)}

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.emit.functions import DOMAIN, SUFFIXES, VERSION, Signature, body, literals
+from normfuse.emit.functions import CONSTANTS_REFER, DOMAIN, SUFFIXES, VERSION, Signature, body, literals
 from normfuse.emit.standard import emit_standard, per_channel
 from normfuse.emit.writing import (
     HALVES,
@@ -94,6 +94,20 @@ def custom_operator(site: NormSite, opset: int, rank: int | None) -> Operator | 
     if isinstance(statistics, PerGroup):
         return Operator("GroupNorm", (("num_groups", statistics.groups),))
     return Operator("InstanceNorm") if isinstance(statistics, PerChannel) else None
+
+
+def has_plain_name(site: NormSite, opset: int, rank: int | None) -> bool:
+    """Whether ``site`` is an operator under the name that kernels go by, whatever else the model holds.
+
+    Its operands are there or can be filled in, and the body does not hold numbers that another one might hold too.
+    """
+    operator, affine = custom_operator(site, opset, rank), site.spec.affine
+    if operator is None or opset < CONSTANTS_REFER or (affine.bias and operator.name == "RMSNorm"):
+        return False
+    if affine.scale and (affine.bias or operator.name == "RMSNorm"):
+        return True
+    known = normalised_sizes(site) if operator.name in _TRAILING else channel_count(site)
+    return known is not None
 
 
 def _trailing_operator(site: NormSite, opset: int, rank: int | None) -> Operator | None:

@@ -28,7 +28,7 @@ VERSION = 1
 NORMS = ("GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
 SUFFIXES = {Activation.NONE: "", Activation.RELU: "Relu", Activation.SILU: "Silu", Activation.GELU: "Gelu"}
 
-_CONSTANTS_REFER = 12
+CONSTANTS_REFER = 12
 """Constant takes numbers as attributes, which may refer to an attribute of the function, from version 12 on."""
 _STEADY_BATCHNORM = 14
 """From here on BatchNormalization has training_mode, and onnx.reference takes the statistics that it is given."""
@@ -83,7 +83,7 @@ class Signature:
 
 def literals(opset: int, attributes: dict[str, int | float]) -> tuple[tuple[str, int | float], ...]:
     """Return the attributes that a body of ``opset`` holds as numbers, since it cannot refer to them."""
-    return tuple(sorted(attributes.items())) if opset < _CONSTANTS_REFER else ()
+    return tuple(sorted(attributes.items())) if opset < CONSTANTS_REFER else ()
 
 
 def body(signature: Signature) -> ir.Function:

@@ -117,3 +117,27 @@ def test_the_standard_group_norm_comes_with_a_warning() -> None:
     assert text.endswith("--form auto avoids it")
     assert advice(site, Form.AUTO, reading, 21, Provider.CPU) is None
     assert advice(site, Form.STANDARD, reading, 21, Provider.CUDA) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (head(21) + GROUP, "GroupNorm"),
+        (head(17) + "{ y = LayerNormalization (x, s5, b5) }", "LayerNorm"),
+        (head(17) + "{ y = LayerNormalization (x, s5) }", "LayerNorm"),
+        (head(23) + "{ y = RMSNormalization (x, s5) }", "RMSNorm"),
+        # Below opset 12 a body holds numbers, and another epsilon would need another name.
+        (head(11) + "{ y = InstanceNormalization (x, s, b) }", None),
+    ],
+)
+def test_with_the_library_only_names_that_have_kernels(text: str, name: str | None) -> None:
+    model = model_of(text)
+    reading = reading_of(model)
+    (site,) = (found for found in find_norms(model.graph, reading) if isinstance(found, NormSite))
+    written = emit(site, Form.AUTO, reading, reading.opset, native=True)
+    if name is None:
+        assert written is None
+        return
+    assert isinstance(written, Replacement)
+    assert [node.op_type for node in written.adds if node.domain == "ai.normfuse"] == [name]
+    assert [function.name for function in written.functions] == [name]
