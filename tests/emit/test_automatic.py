@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from normfuse.emit import advice
+from normfuse.emit import advice, emit
 from normfuse.emit.kernels import FASTEST, KERNELS
 from normfuse.emit.target import Form, Provider
-from normfuse.graph.editing import Editor
+from normfuse.graph.editing import Editor, Replacement
 from normfuse.graph.site import NormSite
 from normfuse.passes.lower_norms import lower_norms
 from normfuse.recognise import find_norms
