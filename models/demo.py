@@ -137,17 +137,28 @@ def bring(name: str, module: Any, inputs: Any, folder: Path, *, quick: bool) -> 
 def unchanged_predictions(outcome: Outcome, data: Digits) -> int:
     """Return for how many test images the original and the fused model name the same digit."""
     feeds = {"x": data.test_images.numpy()}
-    before, after = (session(path, optimize=True).run(None, feeds)[0] for path in (outcome.original, outcome.fused))
+    plain, fused = session(outcome.original, optimize=True), deployed(outcome.fused, optimize=True)
+    before, after = (each.run(None, feeds)[0] for each in (plain, fused))
     return int(np.sum(before.argmax(1) == after.argmax(1)))
 
 
 def session(path: Path, *, optimize: bool) -> Any:
-    """Return a session on one CPU thread, with all of onnxruntime's graph optimizations or none."""
+    """Return onnxruntime's own session on one CPU thread, with all of its graph optimizations or none."""
+    return ort.InferenceSession(path, options_of(optimize=optimize), providers=["CPUExecutionProvider"])
+
+
+def deployed(path: Path, *, optimize: bool) -> Any:
+    """Return the same as normfuse makes it: with the native operators, where they are built."""
+    return normfuse.session(path, session_options=options_of(optimize=optimize))
+
+
+def options_of(*, optimize: bool) -> Any:
+    """Return options of one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def measure(original: Path, fused: Path, feeds: Feeds, *, optimize: bool, seconds: float) -> Timing:
@@ -155,7 +166,7 @@ def measure(original: Path, fused: Path, feeds: Feeds, *, optimize: bool, second
 
     A busy machine slows both runs of a pair alike, so that the ratio within pairs can be told where the times waver.
     """
-    pair = [session(path, optimize=optimize) for path in (original, fused)]
+    pair = [session(original, optimize=optimize), deployed(fused, optimize=optimize)]
     for one in pair:
         one.run(None, feeds)
     taken: list[list[float]] = []

@@ -45,7 +45,7 @@ def is_found(entry: dict[str, Any], report: normfuse.FusionReport) -> bool:
 def outcome(path: Path, form: Form, providers: tuple[Provider, ...]) -> str:
     """Fuse one file in one form and verify it; return a word for the table."""
     try:
-        fused, report = normfuse.fuse(path, Target(form))
+        fused, report = normfuse.fuse(path, Target(form, native=False))
         if not report.rewrites:
             return "unchanged"
         verdict = normfuse.validate(path, fused, providers=providers)

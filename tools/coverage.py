@@ -82,7 +82,7 @@ def main() -> None:
         report = normfuse.inspect(model, Target(Form.STANDARD))
         cells = [report.norms[0].norm if report.norms else "by name" if report.declined else "not found"]
         for form in Form:
-            fused, outcome = normfuse.fuse(model, Target(form))
+            fused, outcome = normfuse.fuse(model, Target(form, native=False))
             lacks_kernel = any("has no kernel" in entry.reason for entry in outcome.declined)
             cells.append(words(fused) if outcome.rewrites else "no kernel: stays" if lacks_kernel else "stays")
         print(f"| {name} | {' | '.join(cells)} |")
