@@ -20,7 +20,7 @@ from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor, describe
-from normfuse.graph.reading import bodies, default_opset
+from normfuse.graph.reading import bodies, default_opset, with_subgraphs
 from normfuse.graph.shapes import inferred_shapes
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.graph.tensors import byte_size
@@ -29,6 +29,7 @@ from normfuse.passes.convert_opset import convert_opset
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
 from normfuse.passes.fold_norm_affine import fold_norm_affine
 from normfuse.passes.fold_quantized import fold_quantized
+from normfuse.passes.fold_weight_norms import WeightNorm, weight_norms
 from normfuse.passes.lower_norms import current_sites, lower_norms
 from normfuse.passes.merge_branches import Merge, merge_branches
 from normfuse.passes.move_affine import move_norms
@@ -43,7 +44,7 @@ from normfuse.spec import kind
 _MOST_ROUNDS = 3
 """How often a norm is written: twice at most in what was tried, and then nothing is left to do."""
 
-Decided = TypeVar("Decided", Fold, Merge)
+Decided = TypeVar("Decided", Fold, Merge, WeightNorm)
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
 
@@ -241,6 +242,8 @@ def _fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionR
     constants = Constants(model)
     records: list[NormRecord] = []
     found: list[tuple[NormRecord, ir.Node]] = []
+    for graph in list(with_subgraphs(model.graph)):
+        _fold_weight_norms(graph, constants, editor, ledger)
     with inferred_shapes(model):
         for graph, opset in list(bodies(model)):
             found.extend(_fuse_graph(graph, opset, target, constants, editor, ledger))
@@ -344,6 +347,19 @@ def measure(model: ir.Model, sizes: dict[ir.Value, int]) -> tuple[int, int]:
                 known = sizes[value] = 0 if value.const_value is None else byte_size(value.const_value)
             size += known
     return count, size
+
+
+def _fold_weight_norms(graph: ir.Graph, constants: Constants, editor: Editor, ledger: _Ledger) -> None:
+    """Make weights of normalised ones, before anything folds into them."""
+    folds = _settle(weight_norms(graph, constants), ledger)
+    ledger.name(fold.root for fold in folds)
+    for fold in folds:
+        identifier = ledger.identify("fold-weight-norm", fold.root)
+        if not ledger.wants(identifier, fold.nodes):
+            continue
+        removed = tuple(describe(node) for node in fold.nodes)
+        editor.apply(fold.replacement(), at=fold.root)
+        ledger.rewrites.append(Rewrite(identifier, "fold-weight-norm", removed, (), f"weight of {describe(fold.into)}"))
 
 
 def _fuse_graph(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from normfuse.graph.reductions import FUNCTIONS, reduce
+from normfuse.graph.reductions import FUNCTIONS, normalise, reduce
 from normfuse.graph.tensors import array_of
 
 Array = npt.NDArray[np.generic]
@@ -25,6 +25,9 @@ _IN_MEMORY = (ir.Tensor, ir.TensorProtoTensor)
 _MOST_ELEMENTS = 1 << 26
 """The largest constant that is computed (not: read), in elements; 256 MB of float32."""
 
+_DEEPEST = 128
+"""Nodes of a constant expression, one behind the other; a deeper one is not constant here. Nothing known has 40."""
+
 
 class Constants:
     """The constants of one model. Computed arrays are kept; they are read-only."""
@@ -33,6 +36,14 @@ class Constants:
         # Below IR 4 every initializer had to be listed as an input, and could not be overridden (ONNX IR changelog).
         self._listed_are_constant = freeze_inputs or model.ir_version < 4
         self._computed: dict[ir.Value, Array | None] = {}
+        self._is_wide = False
+        self._depth = 0
+
+    def widened(self) -> Constants:
+        """Return the same constants, computed in float64 from end to end: what rounds to another float type is left out."""
+        wide = Constants.__new__(Constants)
+        wide._listed_are_constant, wide._computed, wide._is_wide, wide._depth = self._listed_are_constant, {}, True, 0
+        return wide
 
     def is_overridable(self, value: ir.Value) -> bool:
         """Whether ``value`` is an initializer for which the caller may pass another value."""
@@ -58,13 +69,22 @@ class Constants:
             return self._computed[value]
         tensor = self.tensor(value)
         if tensor is not None:
-            array = array_of(tensor)
+            array = self._widened(array_of(tensor))
             if type(tensor) in _IN_MEMORY:  # others stay maps of their file; isinstance is slow on protocols
                 self._computed[value] = array
             return array
-        result = self._compute(value)
+        if self._depth > _DEEPEST:
+            return None
+        self._depth += 1
+        try:
+            result = self._compute(value)
+        finally:
+            self._depth -= 1
         self._computed[value] = result
         return result
+
+    def _widened(self, array: Array) -> Array:
+        return array.astype(np.float64) if self._is_wide and array.dtype.kind in "fV" else array
 
     def scalar(self, value: ir.Value | None) -> float | None:
         """Return a constant of one element, of any rank, as a float; None for anything else."""
@@ -89,16 +109,17 @@ class Constants:
 
     def _compute(self, value: ir.Value) -> Array | None:
         producer = value.producer()
-        if producer is None or producer.domain not in ("", "ai.onnx") or len(producer.outputs) != 1:
+        if producer is None or producer.domain not in ("", "ai.onnx") or producer.outputs[0] is not value:
             return None
         if any(attribute.is_ref() for attribute in producer.attributes.values()):
             return None
         if producer.op_type == "Constant":
-            return _constant(producer)
+            constant = _constant(producer)
+            return None if constant is None else self._widened(constant)
         if producer.op_type == "Shape":
             return _static_shape(producer)
         evaluate = _EVALUATORS.get(producer.op_type)
-        if evaluate is None:
+        if evaluate is None or (len(producer.outputs) != 1 and producer.op_type != "BatchNormalization"):
             return None
         arrays: list[Array | None] = []
         for operand in producer.inputs:
@@ -110,13 +131,22 @@ class Constants:
                     return None
                 array = np.zeros((), operand.dtype.numpy())  # CastLike reads only the type of its second operand
             arrays.append(array)
+        if (
+            self._is_wide
+            and producer.op_type in ("Cast", "CastLike")
+            and _is_float(arrays[0])
+            and _rounds(producer, value)
+        ):
+            return arrays[0]
         try:
             result = evaluate(producer, arrays)
         except (ValueError, IndexError, TypeError, KeyError, AttributeError):
             return None  # an ill-formed constant expression is no constant; the runtime will say so
         if result is None or result.size > _MOST_ELEMENTS:
             return None
-        result = np.asarray(result)  # a Gather by a scalar gives a NumPy scalar, which has no flags to set
+        result = self._widened(
+            np.asarray(result)
+        )  # a Gather by a scalar gives a NumPy scalar, which has no flags to set
         result.flags.writeable = False
         return result
 
@@ -139,6 +169,18 @@ def _static_shape(node: ir.Node) -> Array | None:
     if not all(isinstance(dim, int) for dim in dims):
         return None
     return np.asarray(dims, np.int64)
+
+
+def _is_float(array: Array | None) -> bool:
+    return array is not None and array.dtype.kind in "fV"
+
+
+def _rounds(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a Cast or CastLike leads to a float type; for a CastLike, as far as the file says."""
+    attribute = node.attributes.get("to")
+    if node.op_type == "Cast":
+        return attribute is not None and ir.DataType(attribute.as_int()).is_floating_point()
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 Evaluator = Callable[[ir.Node, list[Array | None]], Array | None]
@@ -352,4 +394,5 @@ _EVALUATORS: dict[str, Evaluator] = {
     "Equal": _equal,
     "Size": lambda _, arrays: None if arrays[0] is None else np.asarray(arrays[0].size, np.int64),
     **dict.fromkeys(FUNCTIONS, reduce),
+    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "LayerNormalization"), normalise),
 }

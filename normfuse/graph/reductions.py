@@ -1,4 +1,4 @@
-"""Reductions of constants: what weight normalization, weight standardisation and shape arithmetic are made of.
+"""Reductions and norms of constants: what weight normalization, weight standardisation and shape arithmetic are made of.
 
 Sums of half types accumulate in float32 and round once, as a runtime's do.
 """
@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+
+from normfuse.reference import evaluate
+from normfuse.spec import AffineAxes, AffineLayout, Batch, NormSpec, PerChannel, Statistics, Stored, Trailing
 
 Array = npt.NDArray[np.generic]
 Axes = tuple[int, ...]
@@ -38,6 +41,29 @@ def reduce(node: ir.Node, arrays: list[Array | None]) -> Array | None:
         if node.attributes.get_int("keepdims", 1) == 1:
             result = np.expand_dims(result, axes)
         return np.asarray(result).astype(data.dtype)
+
+
+def normalise(node: ir.Node, arrays: list[Array | None]) -> Array | None:
+    """Evaluate a norm of a weight in float64: BatchNormalization, InstanceNormalization, LayerNormalization.
+
+    A BatchNormalization in training mode (timm's StdConv) takes the statistics of its batch, which is the weight.
+    """
+    x = arrays[0]
+    names = {"BatchNormalization": ("x", "scale", "bias", "mean", "var")}.get(node.op_type, ("x", "scale", "bias"))
+    present = dict(zip(names, arrays, strict=False))
+    if x is None or any(array is None for array in present.values()) or (x.ndim < 3 and node.op_type[0] == "I"):
+        return None
+    affine = AffineLayout("scale" in present, "bias" in present)
+    statistics: Statistics = PerChannel()
+    if node.op_type == "BatchNormalization":
+        trains = len(node.outputs) > 1 or node.attributes.get_int("training_mode", 0) == 1
+        statistics = Batch() if trains else Stored()
+    elif node.op_type == "LayerNormalization":
+        axis = node.attributes.get_int("axis", -1)
+        statistics = Trailing(tuple(range(axis - x.ndim if axis >= 0 else axis, 0)))
+        affine = AffineLayout("scale" in present, "bias" in present, AffineAxes.NORMALISED)
+    spec = NormSpec(statistics, node.attributes.get_float("epsilon", 1e-5), affine=affine)
+    return evaluate(spec, {name: array for name, array in present.items() if array is not None}).astype(x.dtype)
 
 
 FUNCTIONS: dict[str, Callable[[Any, Axes], Any]] = {

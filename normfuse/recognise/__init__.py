@@ -59,6 +59,8 @@ def find_norms(graph: Iterable[ir.Node], reading: Reading) -> tuple[NormSite | D
         # A cheap look first: these recognisers stand at operators of other domains, or at ones named after a norm.
         if ("Norm" not in node.op_type and node.domain in ("", "ai.onnx")) or node in claimed:
             continue
+        if node.inputs and reading.constants.array(node.inputs[0]) is not None:
+            continue  # the norm of a weight is a constant, no layer
         result = recognise(node, reading)
         if isinstance(result, NormSite):
             better = refined(result, reading)

@@ -26,6 +26,8 @@ class Parameters:
     def __init__(self, graph: Iterable[ir.Node], reading: Reading) -> None:
         self._reading = reading
         self._computed: set[ir.Value] = set()
+        self._shapes: dict[ir.Value, tuple[int, ...] | None] = {}
+        self._scalars: dict[ir.Value, Array | None] = {}
         for node in graph:
             if self._is_constant(node):
                 self._computed.update(node.outputs)
@@ -53,6 +55,11 @@ class Parameters:
 
     def shape(self, value: ir.Value) -> tuple[int, ...] | None:
         """Return the shape of ``value`` where all of it is known."""
+        if value not in self._shapes:
+            self._shapes[value] = self._shape(value)
+        return self._shapes[value]
+
+    def _shape(self, value: ir.Value) -> tuple[int, ...] | None:
         tensor = self._reading.constants.tensor(value)
         if tensor is not None:
             return tuple(tensor.shape.numpy())
@@ -63,6 +70,11 @@ class Parameters:
 
     def scalar(self, value: ir.Value) -> Array | None:
         """Return the array of ``value`` where it has one element and is a float or an integer."""
+        if value not in self._scalars:
+            self._scalars[value] = self._scalar(value)
+        return self._scalars[value]
+
+    def _scalar(self, value: ir.Value) -> Array | None:
         shape = self.shape(value)
         if shape is None or any(size != 1 for size in shape):
             return None

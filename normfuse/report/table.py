@@ -49,6 +49,7 @@ def fusion_report(report: FusionReport) -> str:
         "fold-batchnorm": "fold of batch norms",
         "move-batchnorm": "move of batch norms",
         "move-affine": "move of constant factors and terms",
+        "fold-weight-norm": "fold of weight norms",
         "merge-branches": "merge of branches",
         "fold-norm-affine": "fold of scale and bias",
         "emit": "norm written anew",

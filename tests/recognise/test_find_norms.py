@@ -251,3 +251,16 @@ def test_groups_by_division_of_sizes(channels: str) -> None:
     (record,) = normfuse.inspect(onnx.parser.parse_model(text)).norms
     assert isinstance(record.spec, NormSpec)
     assert record.spec.statistics == PerGroup(2)
+
+
+WEIGHT_SIDE = [
+    "i = InstanceNormalization (W, w, b)  y = Add (x, i)",
+    "i, m, v = BatchNormalization <training_mode = 1> (W, w, b, b, w)  y = Add (x, i)",
+    "m = ReduceMean <axes = [1]> (W)  d = Sub (W, m)  q = Mul (d, d)  v = ReduceMean <axes = [1]> (q)  a = Add (v, e)  "
+    "r = Sqrt (a)  n = Div (d, r)  y = Add (x, n)",
+]
+
+
+@pytest.mark.parametrize("body", WEIGHT_SIDE)
+def test_the_norm_of_a_weight_is_no_layer(body: str) -> None:
+    assert outcomes(body) == []

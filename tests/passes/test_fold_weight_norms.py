@@ -1,0 +1,87 @@
+"""Norms of weights: folded where nothing but constants goes into them, exactly, and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import normfuse
+from tests.folding import BN, assert_same, build, normal, parameters
+
+X, Y = "float[2,3,6,6] x", "float[2,4,6,6] y"
+SPELLINGS = {
+    "weight normalization": "n = ReduceL2 <axes = [1,2,3], keepdims = 1> (W)  u = Div (W, n)  w = Mul (u, g)",
+    "weight standardisation": "M = ReduceMean <axes = [1,2,3]> (W)  d = Sub (W, M)  q = Mul (d, d)  "
+    "k = ReduceMean <axes = [1,2,3]> (q)  a = Add (k, e)  r = Sqrt (a)  w = Div (d, r)",
+    "spectral normalization": "f = Flatten <axis = 1> (W)  k = MatMul (U, f)  t = MatMul (k, V)  w = Div (W, t)",
+    "as an instance norm": "i = Unsqueeze <axes = [0]> (F)  n = InstanceNormalization (i, one, zero)  w = Reshape (n, shape)",
+    "as a batch norm of the weight": "i = Unsqueeze <axes = [0]> (F)  n = BatchNormalization (i, one, zero, mean, var)  "
+    "w = Reshape (n, shape)",
+}
+ARRAYS = {
+    "W": np.asarray(normal(4, 3, 1, 1, seed=1), np.float32) + 0.5, "g": np.abs(np.asarray(normal(4, 1, 1, 1, seed=2), np.float32)), "e": np.array([1e-5], np.float32),
+    "U": normal(1, 4, seed=3), "V": normal(3, 1, seed=4), "F": normal(4, 3, seed=5), "one": np.ones(4, np.float32),
+    "zero": np.zeros(4, np.float32), "mean": normal(4, seed=6), "var": np.abs(np.asarray(normal(4, seed=7), np.float32)) + 1,
+    "shape": np.array([4, 3, 1, 1]),
+}  # fmt: skip
+
+
+def model(weight: str, *, tail: str = "y = Conv (x, w)", outputs: str = Y, inputs: str = X) -> onnx.ModelProto:
+    return build(f"g ({inputs}) => ({outputs}) {{ {weight}  {tail} }}", {**ARRAYS, **parameters(4)}, opset=11)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_folds_to_a_weight(spelling: str) -> None:
+    original = model(SPELLINGS[spelling])
+    fused, report = normfuse.fuse(original, validate=True)
+    assert [node.op_type for node in fused.graph] == ["Conv"]
+    assert [rewrite.kind for rewrite in report.rewrites] == ["fold-weight-norm"]
+    assert (report.norms, report.declined) == ((), ())
+    assert report.validation is not None
+    assert report.validation.verdict is normfuse.Verdict.EQUIVALENT
+    assert_same(original, fused)
+    assert normfuse.fuse(fused)[1].rewrites == ()
+
+
+def test_the_batch_norm_behind_folds_into_the_folded_weight() -> None:
+    original = model(SPELLINGS["weight normalization"], tail=f"c = Conv (x, w)  y = {BN}")
+    fused, report = normfuse.fuse(original)
+    assert [node.op_type for node in fused.graph] == ["Conv"]
+    assert [rewrite.kind for rewrite in report.rewrites] == ["fold-weight-norm", "fold-batchnorm"]
+    assert_same(original, fused)
+
+
+def test_a_weight_that_something_else_reads_is_folded_for_both() -> None:
+    original = model(
+        SPELLINGS["weight normalization"], tail="y = Conv (x, w)  z = Identity (w)", outputs=f"{Y}, float[4,3,1,1] z"
+    )
+    fused, _ = normfuse.fuse(original)
+    assert [node.op_type for node in fused.graph] == ["Conv", "Identity"]
+    assert_same(original, fused)
+
+
+@pytest.mark.parametrize(
+    ("weight", "inputs"),
+    [
+        ("a = Abs (W)  w = Mul (a, g)", X),
+        ("n = ReduceL2 <axes = [1,2,3], keepdims = 1> (P)  w = Div (P, n)", f"{X}, float[4,3,1,1] P"),
+    ],
+    ids=["no norm", "a weight that is an input"],
+)
+def test_other_weights_stay(weight: str, inputs: str) -> None:
+    _, report = normfuse.fuse(model(weight, inputs=inputs))
+    assert not [rewrite for rewrite in report.rewrites if rewrite.kind == "fold-weight-norm"]
+
+
+def test_a_filter_of_zeros_is_declined() -> None:
+    arrays = {**ARRAYS, "W": np.zeros((4, 3, 1, 1), np.float32)}
+    text = f"g ({X}) => ({Y}) {{ {SPELLINGS['weight normalization']}  y = Conv (x, w) }}"
+    _, report = normfuse.fuse(build(text, arrays, opset=11))
+    assert [entry.reason for entry in report.declined] == ["the norm of its weight 'w' is not finite in its type"]
+
+
+def test_skip_leaves_it() -> None:
+    original = model(SPELLINGS["weight normalization"])
+    original.graph.node[1].name = "/weight/Div"
+    assert normfuse.fuse(original, skip="weight")[1].rewrites == ()
