@@ -262,6 +262,8 @@ def role(site: NormSite, output: ir.Value) -> str:
     LayerNormalization-17: (Y, Mean, InvStdDev). onnxruntime: SimplifiedLayerNormalization (Y, inv_std_var),
     SkipGroupNorm (Y, S), the other Skip operators (Y, mean, inv_std_var, sum). ai.normfuse: (y, sum).
     """
+    if output is site.mean or output is site.inverse_deviation:
+        return "mean" if output is site.mean else "inverse deviation"
     index, op_type = output.index(), site.root.op_type
     if output.producer() is not site.root or index is None or site.root.domain == "ai.normfuse":
         return "sum"

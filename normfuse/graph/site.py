@@ -51,7 +51,8 @@ class NormSite:
     spelling: how it is written, for people ("GroupNormalization-21", "Reshape·InstanceNormalization·Reshape·Mul·Add").
     root: the node whose first output is the result. interior: every node that goes when the norm is written anew, the
     root included. extra_outputs: further outputs that something reads (saved statistics, the sum of a residual).
-    flag: where the norm and its spelling agree in exact arithmetic only, why their numbers differ.
+    mean, inverse_deviation: those of them that are saved statistics, where their place among the outputs of the root
+    does not say so. flag: where the norm and its spelling agree in exact arithmetic only, why their numbers differ.
     """
 
     spec: NormSpec
@@ -60,6 +61,8 @@ class NormSite:
     root: ir.Node
     interior: tuple[ir.Node, ...]
     extra_outputs: tuple[ir.Value, ...] = ()
+    mean: ir.Value | None = None
+    inverse_deviation: ir.Value | None = None
     flag: str | None = None
 
     @property

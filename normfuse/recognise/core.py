@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from normfuse.recognise.terms import Factors, Floor, Magnitude, Mean, Parameter, Sum, Term, Terms, Variable, X
 
 _UNBIASED = "its variance is unbiased: the sum of squares is divided by N − 1"
+_NEGLIGIBLE = 1e-8
+"""The largest epsilon outside the root that is taken for its square inside: they differ where σ is as small."""
 _CANCELS = "its variance is E[x²] − E[x]², which cancels at large means"
 
 
@@ -18,8 +20,9 @@ class Core:
     """A norm of x over ``axes`` as a term says it.
 
     sign: −1 where ``μ − x`` was normalised and no parameter took the sign. scale: exponents of the parameters that
-    multiply; bias: those of each parameter product that is added, with its coefficient. mean: the number of the base
-    that averages the squares. flag: why the numbers of this spelling differ from those of the norm.
+    multiply; bias: those of each parameter product that is added, with its coefficient. mean, root: the numbers of the
+    bases that average the squares, and that are variance plus epsilon. flag: why the numbers of this spelling differ from
+    those of the norm.
     """
 
     axes: tuple[int, ...]
@@ -29,6 +32,7 @@ class Core:
     scale: Factors
     bias: tuple[tuple[Factors, float], ...]
     mean: int
+    root: int
     flag: str | None = None
 
 
@@ -81,7 +85,7 @@ def core_of(term: Term, terms: Terms) -> Core | NearMiss | None:
     if abs(abs(coefficient) - 1.0) > 1e-9:
         return _scaled(coefficient, reading)
     sign = 1.0 if coefficient > 0 else -1.0
-    return Core(reading.axes, reading.epsilon, reading.centred, sign, scale, added, reading.mean, reading.flag)
+    return Core(reading.axes, reading.epsilon, reading.centred, sign, scale, added, reading.mean, root[0], reading.flag)
 
 
 def _is_moving(factors: Factors, terms: Terms) -> bool:
@@ -190,18 +194,30 @@ def _variance(total: Sum, terms: Terms) -> _Root | None:
     return _Root(squares.axes, total.constant, True, first[0][0], _CANCELS)
 
 
-def _outside(meaning: object, exponent: float, terms: Terms) -> NearMiss | None:
-    """Name the denominator ``sqrt(V) + ε``: epsilon is added to the deviation."""
+def _outside(meaning: object, exponent: float, terms: Terms) -> _Root | NearMiss | None:
+    """Name the denominator ``sqrt(V) + ε``: epsilon is added to the deviation.
+
+    That of MeanVarianceNormalization, 1e-9, is too small to tell; its square inside the root stands for it where asked.
+    """
     if not isinstance(meaning, Sum) or exponent != -1.0 or len(meaning.addends) != 1:
         return None
     factors = tuple(item for item in meaning.addends[0][0] if not terms.is_size(item[0]))
     if len(factors) != 1 or factors[0][1] != 0.5:
         return None
-    inner = terms.base(factors[0][0])
-    if isinstance(inner, Mean) and isinstance(_mean_of_squares(inner, factors[0][0], 0.0, terms), _Root):
-        centred = not isinstance(terms.base(inner.of[0][0]), Variable)
-        return NearMiss("its epsilon is added to the deviation, outside the root") if centred else None
-    return None
+    number = factors[0][0]
+    inner = terms.base(number)
+    variance: _Root | NearMiss | None = None
+    if isinstance(inner, Mean):
+        variance = _mean_of_squares(inner, number, 0.0, terms)
+    elif isinstance(inner, Sum):
+        variance = _variance(inner, terms)
+    if not isinstance(variance, _Root) or not variance.centred or variance.epsilon != 0.0:
+        return None
+    sizes = len(meaning.addends[0][0]) != 1
+    if sizes or meaning.addends[0][1] != 1.0 or not 0.0 < meaning.constant <= _NEGLIGIBLE:
+        return NearMiss("its epsilon is added to the deviation, outside the root")
+    flag = f"its epsilon, {meaning.constant:.3g}, is added to the deviation, outside the root"
+    return _Root(variance.axes, meaning.constant**2, True, variance.mean, variance.flag or flag)
 
 
 def _numerator_objection(numerator: Factors, root: _Root, terms: Terms) -> NearMiss | None:

@@ -6,6 +6,7 @@ Channels first, (N, C, *spatial) is seen as (N, G, …) and averaged over all ax
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,13 +26,24 @@ from normfuse.spec import AffineAxes, ComputeType
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """x behind the Reshape ``there``, and the Reshape ``back`` that restores its shape."""
+    """x behind the Reshapes ``there``, one or two, and the Reshape ``back`` that restores its shape."""
 
     x: ir.Value
-    there: ir.Node
+    there: tuple[ir.Node, ...]
     back: ir.Node
     groups: int
     channel_axis: Literal[1, -1]
+
+    def leaving(self, interior: Collection[ir.Node]) -> tuple[ir.Node, ...]:
+        """Return those of ``there`` that nothing but ``interior`` reads; the norm does not need the others to go."""
+        inside, leaving = set(interior), list[ir.Node]()
+        for node in reversed(self.there):
+            output = node.outputs[0]
+            if output.is_graph_output() or not {user for user, _ in output.uses()} <= inside:
+                break
+            inside.add(node)
+            leaving.insert(0, node)
+        return tuple(leaving)
 
 
 def view_of(viewed: ir.Value, result: ir.Value, axes: Axes, reading: Reading) -> View | None:
@@ -43,13 +55,28 @@ def view_of(viewed: ir.Value, result: ir.Value, axes: Axes, reading: Reading) ->
     if x is None or rank is None or input_at(back, 0) is not result or has_parameters(there) or has_parameters(back):
         return None
     if rank >= 3 and axes == tuple(range(2 - rank, 0)):
-        groups = groups_of(x, there, reading)
-        if isinstance(groups, str) or not_restored(x, back, groups, reading) is not None:
+        steps = _steps(there, reading)
+        x = input_at(steps[0], 0)
+        groups = "" if x is None else groups_of(x, steps[0], reading)
+        if x is None or isinstance(groups, str) or not_restored(x, back, groups, reading) is not None:
             return None
-        return View(x, there, back, groups, 1)
+        return View(x, steps, back, groups, 1)
     if rank >= 4 and axes == (*range(1 - rank, -2), -1):
         return _channels_last(x, viewed, there, back, rank, reading)
     return None
+
+
+def _steps(there: ir.Node, reading: Reading) -> tuple[ir.Node, ...]:
+    """Return ``there`` with the Reshape before it, where ``there`` but flattens what lies behind the first two axes."""
+    before = _producer(input_at(there, 0))
+    flattens = reading.constants.integers(input_at(there, 1)) == (0, 0, -1)
+    if before is None or not flattens or there.attributes.get_int("allowzero", 0) == 1:
+        return (there,)
+    return (before, there) if is_op(before, "Reshape") and not has_parameters(before) else (there,)
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
 
 
 def _channels_last(
@@ -58,14 +85,14 @@ def _channels_last(
     channels = size_of(x, -1)
     target = reading.constants.integers(input_at(there, 1))
     if target is not None and len(target) == rank == 4 and _collapses(x, target, channels):
-        return View(x, there, back, target[2], -1) if same_shape(back.outputs[0], x) else None
+        return View(x, (there,), back, target[2], -1) if same_shape(back.outputs[0], x) else None
     groups, size = size_of(viewed, -2), size_of(viewed, -1)
     if reading.ranks.of(x) != rank - 1 or groups is None or size is None or channels != groups * size:
         return None
     if viewed.shape is None or not same_shape(back.outputs[0], x):
         return None
     kept = (is_dim(_stated(viewed, axis), x, axis) for axis in range(rank - 2))
-    return View(x, there, back, groups, -1) if all(kept) else None
+    return View(x, (there,), back, groups, -1) if all(kept) else None
 
 
 def _collapses(x: ir.Value, target: tuple[int, ...], channels: int | None) -> bool:

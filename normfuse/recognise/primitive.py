@@ -24,6 +24,7 @@ from normfuse.recognise.grouped import grouped_rows, view_of, within_casts
 from normfuse.recognise.interior import interior_of
 from normfuse.recognise.parameters import Parameters
 from normfuse.recognise.proposals import proposals
+from normfuse.recognise.saved import saved_statistics, unread_readers
 from normfuse.recognise.terms import Mean, Term, X
 from normfuse.recognise.vocabulary import REDUCTIONS, Reader
 from normfuse.spec import AffineAxes, AffineLayout, ComputeType, NormSpec, PerChannel, PerGroup, Trailing
@@ -122,7 +123,14 @@ def _norms_of(reader: Reader, order: Mapping[ir.Node, int]) -> list[_Finding]:
 def _site(root: ir.Node, core: Core, reader: Reader, order: Mapping[ir.Node, int]) -> NormSite | str:
     """Return the norm with the result of ``root``; else why it cannot go."""
     interior = interior_of(root, reader, order)
+    unread = unread_readers(interior.nodes, root)
+    if unread:
+        interior = replace(interior, nodes=(*interior.nodes, *unread))
     objection = removal_refusal(interior.nodes, {root.outputs[0]})
+    saved = None if objection is None else saved_statistics(interior.nodes, root, core, reader)
+    if saved is not None:
+        interior = replace(interior, nodes=(*interior.nodes, *saved.nodes))
+        objection = removal_refusal(interior.nodes, {root.outputs[0], saved.mean, saved.inverse_deviation})
     if objection is not None:
         return objection.reason
     rows = rows_of(core, reader, interior.x, set(interior.nodes))
@@ -133,7 +141,10 @@ def _site(root: ir.Node, core: Core, reader: Reader, order: Mapping[ir.Node, int
     )
     spelling = "·".join(node.op_type for node in interior.nodes)
     plain = NormSite(spec, Operands(interior.x), spelling, root, interior.nodes, flag=core.flag)
-    grouped = _of_groups(plain, rows, core, reader) if core.centred else None
+    if saved is not None:
+        extra = (saved.mean, saved.inverse_deviation)
+        plain = replace(plain, extra_outputs=extra, mean=saved.mean, inverse_deviation=saved.inverse_deviation)
+    grouped = _of_groups(plain, rows, core, reader) if core.centred and saved is None else None
     if grouped is not None:
         return grouped
     affine = affine_of(rows, core.axes, interior.x, reader.rank, centred=core.centred)
@@ -167,9 +178,7 @@ def _of_groups(site: NormSite, rows: tuple[Row | None, Row | None], core: Core, 
         affine=AffineLayout(scale is not None, bias is not None, axes),
         channel_axis=view.channel_axis,
     )
-    # A Reshape that something else reads too stays: the norm does not need it to go.
-    goes = not viewed.is_graph_output() and {user for user, _ in viewed.uses()} <= set(site.interior)
-    interior = (*((view.there,) if goes else ()), *site.interior, view.back)
+    interior = (*view.leaving(site.interior), *site.interior, view.back)
     spelling = f"Reshape·{site.spelling}·Reshape"
     found = NormSite(spec, Operands(view.x, scale, bias), spelling, view.back, interior, flag=site.flag)
     return within_casts(with_following_affine(found, reader.reading))

@@ -95,10 +95,9 @@ def _layer_of_view(site: NormSite, reading: Reading) -> NormSite | None:
     ):
         return None
     view = view_of(x, site.output, statistics.axes, reading)
-    if view is None or view.channel_axis != 1 or view.there.graph is not site.root.graph:
+    if view is None or view.channel_axis != 1 or view.there[-1].graph is not site.root.graph:
         return None
     single = view.groups == channels(view.x)
-    goes = sole_user(x) in site.interior
     found = replace(
         site,
         spec=replace(
@@ -107,7 +106,7 @@ def _layer_of_view(site: NormSite, reading: Reading) -> NormSite | None:
         operands=Operands(view.x),
         spelling=f"Reshape·{site.spelling}·Reshape",
         root=view.back,
-        interior=(*((view.there,) if goes else ()), *site.interior, view.back),
+        interior=(*view.leaving(site.interior), *site.interior, view.back),
     )
     return with_following_affine(found, reading)
 
