@@ -93,7 +93,7 @@ def test_mean_and_inverse_deviation_are_outputs_where_both_are_read(
     for form in (Form.STANDARD, Form.CUSTOM, Form.ORT):
         fused, report = normfuse.fuse(model, Target(form), validate=True)
         assert report.rewrites, form
-        assert [node.op_type for node in fused.graph][0].startswith("LayerNorm"), form
+        assert next(iter(fused.graph)).op_type.startswith("LayerNorm"), form
         assert report.validation is not None
         assert report.validation.verdict is normfuse.Verdict.EQUIVALENT, form
 
