@@ -15,7 +15,7 @@ from normfuse.emit.writing import channel_count, type_of
 from normfuse.graph.editing import Replacement
 from normfuse.graph.reading import is_standard
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.spec import AffineAxes, PerChannel, PerGroup, Stored, canonical
+from normfuse.spec import AffineAxes, PerChannel, PerGroup, Stored, Trailing, canonical
 from normfuse.spec import kind as kind_of
 
 _MICROSOFT = "com.microsoft"
@@ -69,6 +69,8 @@ def best_spelling(
 def _kind(site: NormSite, reading: Reading) -> str:
     """Return instance, group, layer or rms, of the canonical norm: as many groups as channels are an instance norm."""
     rank = reading.ranks.of(site.operands.x)
+    if rank == 2 and isinstance(site.spec.statistics, Trailing):
+        return kind_of(site.spec)  # a group norm in one group as well, which InstanceNormalization does not take at rank 2
     statistics = canonical(site.spec, channels=channel_count(site), rank=rank).statistics
     if isinstance(statistics, PerChannel) and rank != 2:
         return "instance"

@@ -264,3 +264,18 @@ WEIGHT_SIDE = [
 @pytest.mark.parametrize("body", WEIGHT_SIDE)
 def test_the_norm_of_a_weight_is_no_layer(body: str) -> None:
     assert outcomes(body) == []
+
+
+@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("shape", ["6,8", "N,8", "2,5,8"])
+@pytest.mark.parametrize("last", ["Identity (n)", "Mul (n, k)"], ids=["no affine", "a number as scale"])
+def test_a_layer_norm_without_affine_is_right_in_every_form(form: Form, shape: str, last: str) -> None:
+    """At rank 2 it is a group norm in one group too, and InstanceNormalization says neither."""
+    text = f"""{HEAD}g (float[{shape}] x) => (float[{shape}] y) <float e = {{0.001}}, float[1] k = {{2}}> {{
+        m = ReduceMean <axes = [-1]> (x)  d = Sub (x, m)  q = Mul (d, d)  v = ReduceMean <axes = [-1]> (q)  a = Add (v, e)
+        r = Sqrt (a)  n = Div (d, r)  y = {last} }}"""
+    model = onnx.parser.parse_model(text)
+    fused, report = normfuse.fuse(model, Target(form))
+    assert [record.norm for record in report.norms] == ["layer"]
+    verdict = normfuse.validate(model, fused, providers=(), quick=True)
+    assert verdict.verdict is normfuse.Verdict.EQUIVALENT
