@@ -132,8 +132,10 @@ def _read_root(root: tuple[int, float], terms: Terms) -> _Root | NearMiss | None
     number = factors[0][0]
     inner = terms.base(number)
     if isinstance(inner, Floor):
-        if inner.least != 0.0 or len(inner.of) != 1 or inner.of[0][1] != 1.0:
+        if len(inner.of) != 1 or inner.of[0][1] != 1.0:
             return None
+        if inner.least != 0.0:
+            return _held(inner, terms)
         number = inner.of[0][0]
         inner = terms.base(number)
     if isinstance(inner, Sum):
@@ -144,6 +146,16 @@ def _read_root(root: tuple[int, float], terms: Terms) -> _Root | NearMiss | None
     if not isinstance(inner, Mean) or epsilon < 0:
         return None
     return _mean_of_squares(inner, number, epsilon, terms)
+
+
+def _held(floor: Floor, terms: Terms) -> NearMiss | None:
+    """Name ``max(V, ε)`` for a variance; of x² it is an Lp norm."""
+    number = floor.of[0][0]
+    mean = terms.base(number)
+    variance = _mean_of_squares(mean, number, 0.0, terms) if isinstance(mean, Mean) else None
+    if not isinstance(variance, _Root) or not variance.centred:
+        return None
+    return NearMiss(f"its variance is held above {floor.least:.3g}, and no epsilon is added to it")
 
 
 def _mean_of_squares(mean: Mean, number: int, epsilon: float, terms: Terms) -> _Root | NearMiss | None:

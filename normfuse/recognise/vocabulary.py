@@ -20,6 +20,9 @@ from normfuse.recognise.dims import Dim, Dims, WholeShape, dims_of, is_dim, same
 from normfuse.recognise.parameters import Parameters, reshaped_as
 from normfuse.recognise.terms import NUMBER_ONE, Extent, Mean, Parameter, Term, Terms, X
 
+_SIZES = ("Cast", "CastLike", "Identity", "Squeeze", "Unsqueeze", "Reshape", "ReduceProd", "Gather", "Slice")
+"""What exporters put between the shape of x and a size of it."""
+
 FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
@@ -144,7 +147,7 @@ class Reader:
         node = value.producer()
         if node is None or depth > 8 or not is_standard(node):
             return None
-        if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "ReduceProd", "Gather", "Slice"):
+        if node.op_type in _SIZES:
             dims = dims_of(value if node.op_type in ("Gather", "Slice") else input_at(node, 0), self.reading)
             if isinstance(dims, tuple) and None not in dims and (len(dims) == 1 or node.op_type == "ReduceProd"):
                 return self._product(dims)

@@ -56,6 +56,11 @@ SIDE_BY_SIDE = [
         [("instance", "ReduceMean·Sub·Mul·ReduceMean·Add·Sqrt·Div"), ("batch", "Mul·Add")],
     ),
     ("a difference of means is flagged", FAST, [CANCELS]),
+    (
+        "a floor is no epsilon",
+        f"{DEVIATION}  a = Max (v, e)  r = Sqrt (a)  y = Div (d, r)",
+        ["its variance is held above 0.001, and no epsilon is added to it"],
+    ),
 ]
 
 
@@ -236,6 +241,16 @@ def test_sizes_cast_to_a_complex_type_are_sizes() -> None:
     head = "g (float[2,5,8] x) => (float[2,5,8] y) <float e = {0.001}, float one = {1}, int64[1] last = {-1}>"
     model = ir.from_proto(onnx.parser.parse_model(f"{HEAD}{head} {{ {SIZES}  {body} }}"))
     assert [record.reason for record in normfuse.inspect(model).declined] == [UNBIASED]
+
+
+def test_sizes_cast_like_x_are_sizes() -> None:
+    body = (
+        TORCH_VARIANCES[0][1]
+        .replace("u = Mul (v, f)", "F = CastLike (P, x)  u = Mul (v, F)")
+        .replace("Sub (f,", "Sub (F,")
+    )
+    head = "g (float[N,5,L] x) => (float[N,5,L] y) <float e = {0.001}, float one = {1}, int64[1] last = {-1}>"
+    assert outcomes(f"{SIZES}  {body}", head=head) == [UNBIASED]
 
 
 @pytest.mark.parametrize("channels", ["4", "6"])
