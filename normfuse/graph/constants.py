@@ -56,7 +56,9 @@ class Constants:
         if value.is_initializer():
             return None if self.is_overridable(value) else value.const_value
         producer = value.producer()
-        if producer is None or producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
+        if producer is None:
+            return value.const_value if value.graph is None else None  # a constant of a recogniser's own making
+        if producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
             return None
         attribute = producer.attributes.get("value")
         return None if attribute is None or attribute.is_ref() else attribute.as_tensor()

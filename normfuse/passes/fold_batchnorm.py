@@ -18,7 +18,7 @@ from normfuse.graph.editing import Replacement, describe, removal_refusal
 from normfuse.graph.reading import is_op
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.passes.linear import Linear, Rebuild, absorb, absorb_before, read_consumer, read_linear
-from normfuse.recognise.affine_chain import Channels, Link, Norms, follow, is_linear, norm_affine
+from normfuse.recognise.affine_chain import Channels, Link, Norms, follow, is_linear, is_stored, norm_affine
 
 FARTHEST_MEAN = 8.0
 """Largest |μ|/sqrt(σ² + ε) that is folded into the operator after the norm.
@@ -71,25 +71,25 @@ def decide_backward(
     """The same for one kind of linear operators: how they are read (None: another kind), and absorb an affine map."""
     outcomes: list[Fold | Declined] = []
     for node in graph:
-        if not is_linear(node) or not _may_precede_norm(node):
+        if not is_linear(node) or not _may_precede_norm(node, norms):
             continue
         linear = read(node, reading)
         if isinstance(linear, Declined):
-            outcomes.extend(Declined(linear.reason, norm) for norm in _norms_after(node))
+            outcomes.extend(Declined(linear.reason, norm) for norm in _norms_after(node, norms))
         elif linear is not None:
             outcomes.extend(_decide_backward(linear, norms, reading, absorb_into))
     return outcomes
 
 
-def _may_precede_norm(node: ir.Node) -> bool:
-    """A cheap look ahead, so that weights are read only where a norm may follow."""
+def _may_precede_norm(node: ir.Node, norms: Norms) -> bool:
+    """A cheap look ahead, so that weights are read only where a norm, or arithmetic that is one, may follow."""
     value = node.outputs[0]
     for _ in range(64):
         uses = value.uses()
         if len(uses) != 1:
             return False
         (reader, _), *_ = uses
-        if is_op(reader, "BatchNormalization"):
+        if _is_norm(reader, norms):
             return True
         if not is_op(reader, "Identity", "Dropout", "Mul", "Add", "Sub", "Div") or not reader.outputs:
             return False
@@ -97,12 +97,16 @@ def _may_precede_norm(node: ir.Node) -> bool:
     return False
 
 
+def _is_norm(node: ir.Node, norms: Norms) -> bool:
+    return is_op(node, "BatchNormalization") or is_stored(norms.get(node))
+
+
 def _decide_backward(linear: Linear, norms: Norms, reading: Reading, absorb_into: Absorb) -> Iterable[Fold | Declined]:
     node = linear.node
     links = follow(node.outputs[0], linear.channels, norms, reading)
     if not any(link.is_norm for link in links):
         # The norm in front is read once more for its own reason: other channels, computed parameters, training mode.
-        return [_why_not(norm, linear.channels, norms, reading, node) for norm in _norms_after(node)]
+        return [_why_not(norm, linear.channels, norms, reading, node) for norm in _norms_after(node, norms)]
     affine = compose(links, linear.channels.count)
     removes = (node, *(link.node for link in links))
     fold = _finish(linear, absorb_into(linear, affine, reading), links, removes, _remark(links, norms, reading))
@@ -111,12 +115,12 @@ def _decide_backward(linear: Linear, norms: Norms, reading: Reading, absorb_into
     return [fold]
 
 
-def _norms_after(node: ir.Node) -> list[ir.Node]:
+def _norms_after(node: ir.Node, norms: Norms) -> list[ir.Node]:
     """Return the norm that :func:`_may_precede_norm` saw."""
     value = node.outputs[0]
     while True:
         (reader, _), *_ = value.uses()
-        if is_op(reader, "BatchNormalization"):
+        if _is_norm(reader, norms):
             return [reader]
         value = reader.outputs[0]
 

@@ -76,8 +76,13 @@ def read_link(
         return Link(node, None) if _is_inactive_dropout(node, reading) else None
     if node.op_type in ("Mul", "Add", "Sub", "Div"):
         arithmetic = _arithmetic(node, value, channels, reading)
-        return None if arithmetic is None else Link(node, arithmetic)
+        return None if arithmetic is None else Link(node, arithmetic, is_stored(norms.get(node)))
     return None
+
+
+def is_stored(site: NormSite | Declined | None) -> bool:
+    """Whether ``site`` is a batch norm with stored statistics, as an operator or as arithmetic."""
+    return isinstance(site, NormSite) and isinstance(site.spec.statistics, Stored)
 
 
 def norm_affine(
@@ -87,7 +92,7 @@ def norm_affine(
     site = norms.get(node)
     if not isinstance(site, NormSite):
         return site
-    if not isinstance(site.spec.statistics, Stored):
+    if not is_stored(site):
         return None
     if site.extra_outputs:
         return Declined("its saved statistics are read", node)

@@ -25,8 +25,9 @@ _MOVING = ("Identity", "Dropout", "Cast", "Reshape", "Flatten", "Transpose", "Sq
 
 
 def find_channel_maps(graph: Iterable[ir.Node], reading: Reading, claimed: Set[ir.Node]) -> tuple[NormSite, ...]:
-    """Return the per-channel affine maps of one graph that no norm and no linear operator stands before.
+    """Return the per-channel affine maps of one graph that no norm stands before.
 
+    Behind a linear operator (FrozenBatchNorm) a leading Add is its bias, and what scales and shifts behind that is the map.
     claimed: nodes of other norms, and those at which one was declined.
     """
     found: list[NormSite] = []
@@ -54,8 +55,10 @@ def _chain(node: ir.Node, reading: Reading, claimed: Set[ir.Node]) -> NormSite |
     if x.dtype not in FLOATS or x.is_initializer():
         return None
     before = _origin(x)
-    if before is not None and (before in claimed or is_linear(before) or is_op(before, *_ARITHMETIC)):
-        return None  # the affine of a norm, what folds into a linear operator, or the middle of something else
+    if before is not None and (before in claimed or is_op(before, *_ARITHMETIC)):
+        return None  # the affine of a norm, or the middle of something else
+    if is_linear(before) and before is not x.producer():
+        return None  # where its bias stands is not to be seen from here
     rank = reading.ranks.of(x)
     if rank is None or rank < 2:
         return None
@@ -64,6 +67,8 @@ def _chain(node: ir.Node, reading: Reading, claimed: Set[ir.Node]) -> NormSite |
         if count is None or count < 2:
             continue
         links = _links(node, x, Channels(count, axis, rank), reading)
+        if is_linear(before) and links and links[0].node.op_type == "Add":
+            x, links = links[0].node.outputs[0], links[1:]
         affine = _composed(links, count)
         if affine is not None:
             return _site(x, links, affine, axis)

@@ -294,3 +294,25 @@ def test_a_layer_norm_without_affine_is_right_in_every_form(form: Form, shape: s
     assert [record.norm for record in report.norms] == ["layer"]
     verdict = normfuse.validate(model, fused, providers=(), quick=True)
     assert verdict.verdict is normfuse.Verdict.EQUIVALENT
+
+
+@pytest.mark.parametrize("weight", ["k = Identity (K)", "k = Mul (K, x)"], ids=["constant weight", "computed weight"])
+def test_a_frozen_batch_norm_folds_into_the_conv_before_it(weight: str) -> None:
+    """torchvision's FrozenBatchNorm2d reaches the file as Mul and Add of constants behind the Conv."""
+    text = f"""{HEAD}g (float[4,4,1,1] x) => (float[4,4,1,1] y) <float[4,4,1,1] K = {{1,2,3,4,5,6,7,8,9,8,7,6,5,4,3,2}},
+        float[4,1,1] w = {{1,2,3,4}}, float[4,1,1] b = {{4,3,2,1}}> {{
+        {weight}  c = Conv (x, k)  a = Mul (c, w)  y = Add (a, b) }}"""
+    model = onnx.parser.parse_model(text)
+    fused, report = normfuse.fuse(model, validate=True)
+    (record,) = report.norms
+    assert record.norm == "batch"
+    if "Mul" in weight:
+        assert record.plan == "keep"
+        assert [entry.reason for entry in report.declined] == [
+            "the weight 'k' of Conv 'Conv → c' is computed by Mul 'k'"
+        ]
+        return
+    assert "Add" not in [node.op_type for node in fused.graph]
+    assert record.plan == "fold into Conv → c"
+    assert report.validation is not None
+    assert report.validation.verdict is normfuse.Verdict.EQUIVALENT

@@ -135,15 +135,24 @@ def test_affine_chain_of_constants(body: str, expected: bool) -> None:
     assert bool(find_channel_maps(built.graph, reading_of(built), set())) == expected
 
 
-def test_affine_chain_after_a_conv_is_left_to_the_fold() -> None:
+FROZEN = [
+    ("c = Conv (x, k)\na = Mul (c, w)\ny = Add (a, b)", ["Mul", "Add"]),
+    ("c = Conv (x, k)\nd = Add (c, b)\na = Mul (d, w)\ny = Sub (a, b)", ["Mul", "Sub"]),
+    ("c = Conv (x, k)\na = Add (c, b)\ny = Mul (a, w)", None),
+    ("c = Conv (x, k)\na = Mul (c, w)\nd = Add (a, x)\ny = Relu (d)", None),
+    ("c = Conv (x, k)\nt = Transpose <perm = [0, 1, 3, 2]> (c)\na = Mul (t, w)\ny = Add (a, b)", None),
+]
+
+
+@pytest.mark.parametrize(("body", "expected"), FROZEN)
+def test_affine_chain_after_a_conv(body: str, expected: list[str] | None) -> None:
+    """FrozenBatchNorm; a bias and a layer scale are none."""
     built = model(
-        """g (float[2, 4, 3, 3] x, float[4, 4, 1, 1] k) => (float[2, 4, 3, 3] y)
-        <float[4, 1, 1] w = {1,2,3,4}, float[1, 4, 1, 1] b = {4,3,2,1}> {
-          c = Conv (x, k)
-          a = Mul (c, w)
-          y = Add (a, b) }"""
+        f"""g (float[2, 4, 3, 3] x, float[4, 4, 1, 1] k) => (float[2, 4, 3, 3] y)
+        <float[4, 1, 1] w = {{1,2,3,4}}, float[1, 4, 1, 1] b = {{4,3,2,1}}> {{ {body} }}"""
     )
-    assert find_channel_maps(built.graph, reading_of(built), set()) == ()
+    sites = find_channel_maps(built.graph, reading_of(built), set())
+    assert [node.op_type for site in sites for node in site.interior] == (expected or [])
 
 
 OTHERS = [
