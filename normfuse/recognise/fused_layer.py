@@ -105,15 +105,15 @@ def _of_batch(
 def _between(viewed: ir.Value, ends: tuple[ir.Value | None, ...], reading: Reading) -> tuple[ir.Node, ...] | None:
     """Return the nodes between ``viewed`` and ``ends``, each behind those that it reads."""
     found: dict[ir.Node, None] = {}
-
-    def visit(value: ir.Value | None) -> None:
-        node = None if value is None or value is viewed else value.producer()
-        if node is None or node in found or len(found) > _MOST_NODES or reading.constants.tensor(value) is not None:
-            return
-        for operand in node.inputs:
-            visit(operand)
+    pending = [end for end in ends if end is not None]
+    while pending:
+        value = pending.pop()
+        node = None if value is viewed else value.producer()
+        if node is None or reading.constants.tensor(value) is not None:
+            continue
+        if len(found) == _MOST_NODES and node not in found:
+            return None
+        found.pop(node, None)  # what reads it later comes behind it all the same
         found[node] = None
-
-    for end in ends:
-        visit(end)
-    return tuple(found) if 0 < len(found) <= _MOST_NODES else None
+        pending += [operand for operand in node.inputs if operand is not None]
+    return tuple(reversed(found))

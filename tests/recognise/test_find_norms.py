@@ -189,6 +189,16 @@ def test_computed_statistics_of_another_kind_stay(model: ir.Model) -> None:
     assert not [each for each in results if isinstance(each, NormSite)]
 
 
+def test_statistics_that_a_whole_network_computes_are_no_obstacle() -> None:
+    chain = "  ".join(f"h{index + 1} = Relu (h{index})" for index in range(3000))
+    body = f"""h0 = Identity (x)  {chain}  k = Reshape (h3000, a)  t = Reshape (x, s)
+        n = BatchNormalization (t, o, z, k, z)  y = Reshape (n, u)"""
+    model = keras(body=body)
+    (declined,) = find_norms(model.graph, reading_of(model))
+    assert isinstance(declined, Declined)
+    assert declined.reason == "its running mean is computed by Reshape 'k'"
+
+
 @pytest.mark.parametrize("shape", ["2,4,6,5", "N,4,H,5"])
 def test_an_affine_whose_shape_is_computed(shape: str) -> None:
     """mxnet brings γ and β to axis 1 by (range(rank) == 1) · (C − 1) + 1 and an Expand to the shape of x."""
