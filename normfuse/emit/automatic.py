@@ -70,7 +70,9 @@ def _kind(site: NormSite, reading: Reading) -> str:
     """Return instance, group, layer or rms, of the canonical norm: as many groups as channels are an instance norm."""
     rank = reading.ranks.of(site.operands.x)
     if rank == 2 and isinstance(site.spec.statistics, Trailing):
-        return kind_of(site.spec)  # a group norm in one group as well, which InstanceNormalization does not take at rank 2
+        return kind_of(
+            site.spec
+        )  # a group norm in one group as well, which InstanceNormalization does not take at rank 2
     statistics = canonical(site.spec, channels=channel_count(site), rank=rank).statistics
     if isinstance(statistics, PerChannel) and rank != 2:
         return "instance"
