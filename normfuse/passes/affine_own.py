@@ -45,7 +45,7 @@ def own_map(node: ir.Node, ground: Ground) -> tuple[int, Spread] | Declined | No
 
 def _arithmetic(node: ir.Node, index: int, array: Array, ground: Ground) -> tuple[int, Spread] | None:
     dims = ground.context.sizes.of(node.inputs[index])
-    if dims is None or array.ndim > len(dims) or array.dtype.kind in "iub" or array.size > MOST_CONSTANT:
+    if dims is None or array.ndim > len(dims) or array.dtype.kind in "iubc" or array.size > MOST_CONSTANT:
         return None
     if node.op_type == "Div" and index == 1:
         return None
