@@ -18,7 +18,7 @@ test: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find normfuse/native -name '*.h' -o -name '*.cc')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find normfuse/native -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 types: $(READY)
 	$(VENV)/bin/mypy

@@ -470,12 +470,13 @@ def doctor(verbose: Verbose = False, quiet: Quiet = False) -> None:
 
 
 @app.command("ops-path")
-def ops_path(verbose: Verbose = False, quiet: Quiet = False) -> None:
+def ops_path(provider: ProviderName = "cpu", verbose: Verbose = False, quiet: Quiet = False) -> None:
     """Print the path of the library of native operators."""
     _set_up(verbose, quiet)
-    from normfuse.runtime.library import find_library
+    from normfuse.emit.target import Provider, parse_provider
+    from normfuse.runtime.library import find_cuda_library, find_library
 
-    library = find_library()
+    library = find_cuda_library() if parse_provider(provider) is Provider.CUDA else find_library()
     if not library.is_usable:
         raise NormfuseError(f"the native operators: {library.problem}")
     typer.echo(library.path)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from normfuse import io
 from normfuse.emit import advice
-from normfuse.emit.target import Target, parse_form, parse_provider
+from normfuse.emit.target import Provider, Target, parse_form, parse_provider
 from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
@@ -38,7 +38,7 @@ from normfuse.recognise import find_norms, nodes_of
 from normfuse.recognise.affine_chain import Norms
 from normfuse.recognise.other import OtherSite, find_other
 from normfuse.report.records import Change, DeclinedRecord, FusionReport, NormRecord, Rewrite
-from normfuse.runtime.library import find_library
+from normfuse.runtime.library import find_cuda_library, find_library
 from normfuse.spec import kind
 
 _MOST_ROUNDS = 3
@@ -582,7 +582,9 @@ def _lower_once(
 
 def _counts_on_native(target: Target) -> bool:
     """Whether the native operators may be written: they are asked for, or found here."""
-    return find_library().is_usable if target.native is None else target.native
+    if target.native is not None:
+        return target.native
+    return (find_cuda_library() if target.provider is Provider.CUDA else find_library()).is_usable
 
 
 def _record(site: NormSite) -> NormRecord:

@@ -7,7 +7,7 @@ has their kernels was found (``native``), and never another that onnx.checker do
 from __future__ import annotations
 
 from normfuse.emit.custom import emit_custom, has_plain_name
-from normfuse.emit.kernels import Spelling, fastest, has_kernel, native_wins
+from normfuse.emit.kernels import Spelling, fastest, has_kernel, is_timed, native_wins
 from normfuse.emit.primitive import emit_primitive
 from normfuse.emit.standard import emit_reshaped, emit_standard, operator_of
 from normfuse.emit.target import Provider
@@ -54,7 +54,7 @@ def best_spelling(
     spelling = fastest(kind, own, provider)
     operators = {node.op_type for node in site.interior if is_standard(node)}
     if spelling is Spelling.PRIMITIVE:
-        return spelling if operators & _NATIVE else None
+        return spelling if operators & _NATIVE and is_timed(operators, opset, provider) else None
     if spelling is Spelling.RESHAPED:
         affine = site.spec.affine
         by_two = affine.scale and affine.bias and affine.axes is AffineAxes.CHANNEL

@@ -1,14 +1,15 @@
 """Which execution provider has a kernel of which norm operator, and which spelling of a norm is its fastest exact one.
 
-Measured on onnxruntime 1.32, CPUExecutionProvider, one thread, by ``tools/measure_kernels.py``, which prints the tables.
-KERNELS: an ``InferenceSession`` of the operator alone, created per type (float16 runs through inserted Casts around the
-float32 kernel); what is missing does not load. GroupNormalization has no kernel of its own and is inlined. CUDA: nothing
-was measured, so no operator counts as having a kernel there, and what a model has stays.
+Measured by ``tools/measure_kernels.py``, which prints the tables: onnxruntime 1.32, CPUExecutionProvider, one thread;
+onnxruntime 1.31.1, CUDAExecutionProvider, on one NVIDIA H200 (docs/benchmarks/cuda.md). KERNELS: an ``InferenceSession`` of
+the operator alone at opset 23, created per type (float16 runs through inserted Casts around the CPU's float32 kernel); what
+is missing does not load, or falls back to the CPU. GroupNormalization has no kernel of its own and is inlined.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Set as AbstractSet
 
 import onnx_ir as ir
 
@@ -27,6 +28,13 @@ KERNELS: dict[tuple[Provider, str], frozenset[ir.DataType]] = {
     (Provider.CPU, "SimplifiedLayerNormalization"): _WITH_DOUBLE | {ir.DataType.BFLOAT16},
     (Provider.CPU, "com.microsoft.SkipLayerNormalization"): _WITH_BFLOAT16,
     (Provider.CPU, "com.microsoft.SkipSimplifiedLayerNormalization"): _WITH_BFLOAT16,
+    # CUDA has no kernel for InstanceNormalization 22, which runs on the CPU between two copies.
+    (Provider.CUDA, "BatchNormalization"): _WITH_DOUBLE,
+    (Provider.CUDA, "LayerNormalization"): _WITH_DOUBLE | {ir.DataType.BFLOAT16},
+    (Provider.CUDA, "RMSNormalization"): _WITH_DOUBLE | {ir.DataType.BFLOAT16},
+    (Provider.CUDA, "SimplifiedLayerNormalization"): _WITH_DOUBLE | {ir.DataType.BFLOAT16},
+    (Provider.CUDA, "com.microsoft.SkipLayerNormalization"): _WITH_BFLOAT16,
+    (Provider.CUDA, "com.microsoft.SkipSimplifiedLayerNormalization"): _WITH_BFLOAT16,
 }
 
 
@@ -56,20 +64,33 @@ FASTEST: dict[tuple[Provider, str], dict[ir.DataType, Spelling]] = {
     (Provider.CPU, "group"): {_HALF: _R, _BRAIN: _R, _FLOAT: _R, _DOUBLE: _P},
     (Provider.CPU, "layer"): {_HALF: _O, _BRAIN: _P, _FLOAT: _O, _DOUBLE: _O},
     (Provider.CPU, "rms"): {_HALF: _O, _BRAIN: _P, _FLOAT: _O, _DOUBLE: _O},
+    # group: GroupNormalization 4.5-6.4 and NaN at mean/std 1e4, primitive 3.2-5.6, RESHAPED 119-267; instance: operator
+    # 114-179, primitive 3.8-6.9; layer: operator 1.1-2.6, primitive 3.2-6.6; rms: operator 1.1-2.5, primitive 2.6-5.3.
+    (Provider.CUDA, "instance"): {_HALF: _P, _BRAIN: _P, _FLOAT: _P},
+    (Provider.CUDA, "group"): {_HALF: _P, _BRAIN: _P, _FLOAT: _P},
+    (Provider.CUDA, "layer"): {_HALF: _O, _BRAIN: _O, _FLOAT: _O},
+    (Provider.CUDA, "rms"): {_HALF: _O, _BRAIN: _O, _FLOAT: _O},
 }
 """By provider, kind of norm and type of x. What is not here was not measured: it stays as it is."""
 
+MEASURED_FROM: dict[tuple[Provider, str], int] = {(Provider.CUDA, "InstanceNormalization"): 22}
+"""The opset from which FASTEST speaks of models with an operator: an older version of it may have a kernel, untimed."""
 
 _ALL = frozenset({_HALF, _BRAIN, _FLOAT, _DOUBLE})
 
 # Times as fast as the operator of onnxruntime. float32, by tools/bench_norms.py: group 6.5-10, layer 1.5-1.9, instance
 # 1.2-2.2, rms 1.0-1.9, more with a residual or an activation. float16, bfloat16 and float64, measured once in the same way
-# on one shape each: group 7.8, no kernel, 3.6; instance 3.2, none, none; layer 1.3, 9.3, 4.9; rms 0.96, none, 1.4.
+# on one shape each: group 7.8, no kernel, 3.6; instance 3.2, none, none; layer 1.3, 9.3, 4.9; rms 0.96, none, 1.4. On CUDA,
+# times a copy of x: group 1.3-2.0, instance 1.0-2.0, layer 1.1-2.0, rms 1.1-2.1, which is no gain for float.
 NATIVE: dict[tuple[Provider, str], frozenset[ir.DataType]] = {
     (Provider.CPU, "instance"): _ALL,
     (Provider.CPU, "group"): _ALL,
     (Provider.CPU, "layer"): _ALL,
     (Provider.CPU, "rms"): _ALL - {_HALF},
+    (Provider.CUDA, "instance"): _ALL - {_DOUBLE},
+    (Provider.CUDA, "group"): _ALL - {_DOUBLE},
+    (Provider.CUDA, "layer"): _ALL - {_DOUBLE},
+    (Provider.CUDA, "rms"): frozenset({_HALF, _BRAIN}),
 }
 """Where the native operators win, by provider and kind of norm."""
 
@@ -82,6 +103,11 @@ def has_kernel(op_type: str, dtype: ir.DataType, provider: Provider = Provider.C
 def fastest(kind: str, dtype: ir.DataType, provider: Provider) -> Spelling | None:
     """Return the fastest exact spelling of a norm of ``kind`` on ``provider``; None where none was measured."""
     return FASTEST.get((provider, kind), {}).get(dtype)
+
+
+def is_timed(operators: AbstractSet[str], opset: int, provider: Provider) -> bool:
+    """Whether FASTEST speaks of a norm with these ``operators`` in a model of ``opset``."""
+    return all(opset >= MEASURED_FROM.get((provider, operator), 0) for operator in operators)
 
 
 def native_wins(kind: str, dtype: ir.DataType, provider: Provider) -> bool:

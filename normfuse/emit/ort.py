@@ -112,7 +112,7 @@ def _type(site: NormSite) -> ir.DataType:
 def _no_kernel(name: str, dtype: ir.DataType, provider: Provider) -> str:
     words = name.replace(f"{MICROSOFT}.", f"{MICROSOFT} ")
     if provider is not Provider.CPU:
-        return f"no kernel for {words} is known of onnxruntime's {provider.value.upper()} provider: it was not measured"
+        return f"no kernel for {words} is known of onnxruntime's {provider.value.upper()} provider"
     of_type = "" if name.endswith("GroupNorm") else f" of {dtype.name.lower()}"
     return f"onnxruntime's CPU provider has no kernel for {words}{of_type}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from normfuse.runtime.library import OLDEST_RUNTIME, Library, find_library
+from normfuse.runtime.library import OLDEST_RUNTIME, Library, find_cuda_library, find_library
 from normfuse.runtime.session import CPU, register, version_of
 
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxscript", "torch")
@@ -23,6 +23,7 @@ class Diagnosis:
     providers: tuple[str, ...]
     library: Library
     operators: str | None
+    cuda_library: Library
 
     def table(self) -> str:
         """Return the diagnosis as lines of text."""
@@ -33,6 +34,8 @@ class Diagnosis:
             if self.runtime is None
             else f"onnxruntime {self.runtime}: {', '.join(self.providers)}"
         ]
+        on_gpus = self.cuda_library.problem or f"{self.cuda_library.path}, not tried on a GPU"
+        lines += [f"native operators for GPUs: {on_gpus}"]
         library, state = self.library, self.operators or "onnxruntime runs them"
         if library.instruction_set is not None:
             lines += [f"native operators: {library.path}, {library.instruction_set}"]
@@ -49,7 +52,13 @@ def diagnose() -> Diagnosis:
         import onnxruntime as ort
     except ImportError:
         return Diagnosis(
-            _python(), _versions(), None, (), library, library.problem or "there is no onnxruntime to run them"
+            _python(),
+            _versions(),
+            None,
+            (),
+            library,
+            library.problem or "there is no onnxruntime to run them",
+            find_cuda_library(),
         )
     return Diagnosis(
         _python(),
@@ -58,6 +67,7 @@ def diagnose() -> Diagnosis:
         tuple(ort.get_available_providers()),
         library,
         library.problem or _tried(ort),
+        find_cuda_library(),
     )
 
 

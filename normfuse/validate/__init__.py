@@ -50,12 +50,12 @@ def validate(
     locate: also follow the error from value to value and, with ``rewrites`` of a fusion report and ``replay`` (which
     makes a part of them), find the first rewrite after which the verdict flips.
     limits: what a child process may cost. libraries: custom-op libraries that the sessions register; default are the
-    native operators, where they are built and everything runs on the CPU.
+    native operators, where they are built and everything runs on the CPU, or on CUDA.
 
     Raises ValidationError where the models do not pair up or the inputs do not fit, ModelIOError where one cannot be
     read, UnsupportedForm for an unknown provider or level.
     """
-    from normfuse.runtime.library import find_library
+    from normfuse.runtime.library import find_cuda_library, find_library
     from normfuse.validate.backends import parse_backend
     from normfuse.validate.on_backend import Runner
     from normfuse.validate.run import Task, run
@@ -64,10 +64,10 @@ def validate(
     backends = tuple(parse_backend(name) for name in (("cpu",) if providers is None else providers))
     chosen = ("all",) if quick else levels
     if libraries is None:
-        native = find_library()
-        libraries = (
-            (native.path,) if native.is_usable and native.path and set(backends) == {parse_backend("cpu")} else ()
-        )
+        on_cuda = set(backends) == {parse_backend("cuda")}
+        native = find_cuda_library() if on_cuda else find_library()
+        is_served = on_cuda or set(backends) == {parse_backend("cpu")}
+        libraries = (native.path,) if native.is_usable and native.path and is_served else ()
     runner = Runner(limits, tuple(libraries), tuple(parse_level(level) for level in chosen))
     if hasattr(reference, "named_modules"):
         from normfuse.validate.torch_module import validate_module

@@ -73,10 +73,17 @@ def test_without_the_library_auto_writes_standard_operators() -> None:
     assert not model.functions
 
 
-def test_other_forms_and_providers_do_not_ask_for_it() -> None:
-    for target in (Target(Form.STANDARD, native=True), Target(provider=Provider.CUDA, native=True)):
-        model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP), target)
-        assert all(node.domain == "" for node in model.graph)
+def test_other_forms_do_not_ask_for_it() -> None:
+    model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP), Target(Form.STANDARD, native=True))
+    assert all(node.domain == "" for node in model.graph)
+
+
+def test_on_cuda_it_is_the_library_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP), Target(provider=Provider.CUDA, native=True))
+    assert node_types(model) == ["GroupNormSilu"]
+    monkeypatch.setenv("NORMFUSE_CUDA_OPS_LIBRARY", "/no/such/file")
+    model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP), Target(provider=Provider.CUDA))
+    assert all(node.domain == "" for node in model.graph)
 
 
 def test_by_default_it_is_where_the_library_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,7 @@
+#include "cuda/launch.cuh"
+
+namespace normfuse::cuda {
+
+template cudaError_t run<__half>(const NormfuseNorm&, const NormfusePlan&, void*, cudaStream_t);
+
+}  // namespace normfuse::cuda
