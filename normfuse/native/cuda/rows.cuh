@@ -18,7 +18,11 @@ inline constexpr int kLongestInLanes = 512;
 // Blocks of the largest size that a multiprocessor should hold at once, which caps the registers where none spills.
 constexpr int blocks_at_once(NormfuseStrategy strategy, int width) {
     if (strategy == kNormfuseLanes) return width == 1 ? 4 : 6;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    return 1;  // two would spill
+#else
     return width > 1 ? 2 : 1;
+#endif
 }
 
 struct RowShape {

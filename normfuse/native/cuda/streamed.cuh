@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kStreamedBlock)
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kStreamedBlock)
+__global__ void __launch_bounds__(kStreamedBlock, 3)
     apply_chunks(const __grid_constant__ Operands<T> operands, const __grid_constant__ StreamShape shape,
                  const Moments* __restrict__ partials) {
     constexpr int Vectors = kStreamedElements / Width;
