@@ -89,6 +89,7 @@ class Editor:
         self._numbers: dict[str, int] = {}
         self._functions = {function.graph for function in model.functions.values()}
         self._orphans: list[ir.Value] = []
+        self._brought: dict[ir.OperatorIdentifier, str] = {}
 
     def unique(self, wish: str) -> str:
         """Return ``wish``, with a number added where the model already has the name, and reserve it."""
@@ -179,11 +180,14 @@ class Editor:
         for function in replacement.functions:
             wished, overload = (function.domain, function.name, ""), function.overload
             held = model.functions.get(wished)
-            name = function.name if held is None or _same(held, function) else f"{function.name}_{overload}"
+            # What was brought under this name with this overload is known to be the same without a look.
+            is_same = held is None or self._brought.get(wished) == overload or _same(held, function)
+            name = function.name if is_same else f"{function.name}_{overload}"
             for node in replacement.adds:
                 if node.op_identifier() == function.identifier():
                     node.op_type, node.overload = name, ""
             function.name, function.overload = name, ""
+            self._brought.setdefault(function.identifier(), overload)
             if function.identifier() not in model.functions:
                 # onnx.reference knows what a function calls only where that comes before it.
                 known = dict(model.functions)

@@ -26,6 +26,7 @@ _NAME = re.compile(
     "(?P<add>Add)?(?P<norm>GroupNorm|InstanceNorm|LayerNorm|RMSNorm)(?P<activation>Relu|Silu|Gelu|)"
     "(?P<last>ChannelsLast)?(WithSum)?(_.*)?"
 )
+_ATTRIBUTES = ("epsilon", "num_groups", "axis")
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -43,6 +44,9 @@ def custom_norm(node: ir.Node, reading: Reading) -> NormSite | Declined | None:
     objection = unreadable(node, inputs=2 if match["add"] else 1)
     if objection is not None:
         return objection
+    for name in node.attributes:
+        if name not in _ATTRIBUTES:
+            return Declined(f"version 1 of {node.op_type} has no attribute '{name}'", node)
     statistics = _statistics(node, norm, reading)
     if isinstance(statistics, Declined):
         return statistics

@@ -80,6 +80,7 @@ def test_a_residual() -> None:
     ("call", "reason"),
     [
         ("GroupNorm <num_groups = 0> (x)", "num_groups must be positive; it is 0"),
+        ('GroupNorm <activation = "silu"> (x)', "version 1 of GroupNorm has no attribute 'activation'"),
         ("LayerNorm <axis = 7> (x)", "axis 7 counts from the front, and the rank of its input is unknown"),
     ],
 )
