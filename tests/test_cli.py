@@ -307,3 +307,17 @@ def test_a_divergence_is_told_by_its_code_where_nobody_reads(tmp_path: Path) -> 
     result = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (result.returncode, result.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-fuse",)], ids=["fused", "as exported"])
+def test_export_goes_beyond_the_opsets_that_torch_writes(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "small_net.py").write_text("from torch import nn\n\ndef net():\n    return nn.LayerNorm(6).eval()\n")
+    monkeypatch.chdir(tmp_path)
+    assert call("export", "small_net:net", "-o", "out.onnx", "--input", "x=2x6", "--opset", 11, *flags) == 0
+    written = onnx.load("out.onnx")
+    assert [entry.version for entry in written.opset_import if entry.domain == ""] == [11]
+    onnx.checker.check_model(written, full_check=True)
+    assert ("verdict: EQUIVALENT" in capsys.readouterr().out) is not bool(flags)
