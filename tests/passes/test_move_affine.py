@@ -65,6 +65,7 @@ BACKWARD: list[tuple[str, str, dict[str, Array], int, str, str]] = [
     ("ReduceMean", "c = Conv (x, W) e = ReduceMean <keepdims = 0> (c, A)", {"W": W, "A": ints(2, -1)}, 4, "any", "a,b"),
     ("ReduceMean of one axis", "c = Conv (x, W) e = ReduceMean <keepdims = 0> (c, A)", {"W": W, "A": ints(-1)}, 4, "any", "a,b,c"),
     ("Transpose", "c = Conv (x, W) h = Transpose <perm = [1,3,0,2]> (c) e = Transpose <perm = [2,0,3,1]> (h)", {"W": W}, 4, "any", "a,b,c,d"),
+    ("Transpose, no inverse of itself", "c = MatMul (x, W) e = Transpose <perm = [0,3,1,2]> (c)", {"W": normal(6, 4)}, 4, "any", "a,b,c,d"),
     ("MatMul over three axes", "c = MatMul (x, W) h = Reshape (c, A) e = Identity (h)", {"W": normal(6, 4), "A": ints(-1, 4)}, 4, "any", "a,b"),
     ("MatMul with Add", "c = MatMul (x, W) k = Add (c, K) e = Reshape (k, A)", {"W": normal(6, 4), "K": normal(4), "A": ints(-1, 4)}, 4, "any", "a,b"),
     ("Flatten", "c = Conv (x, W) g = GlobalAveragePool (c) e = Flatten (g)", {"W": W}, 4, "any", "a,b"),
@@ -87,6 +88,7 @@ AFTER = {
     "constants vanish": "Conv",
     "MatMul over three axes": "MatMul Add Reshape Identity",
     "MatMul with Add": "MatMul Add Reshape",
+    "Transpose, no inverse of itself": "MatMul Add Transpose",
 }
 """What is left of these bodies; the others stay operator by operator."""
 
@@ -139,6 +141,8 @@ FORWARD: list[tuple[str, str, dict[str, Array], str, str]] = [
     ("ConvTranspose, no shift", "y = ConvTranspose <group = 3, strides = [2,2]> (n, W)", {"W": normal(3, 2, 3, 3)}, "scale", "a,b,c,d"),
     ("Concat", "r = Concat <axis = 1> (n, x) y = Conv (r, W)", {"W": normal(4, 6, 3, 3)}, "any", "a,b,c,d"),
     ("Concat, second", "r = Concat <axis = 1> (x, n) y = Conv (r, W)", {"W": normal(4, 6, 3, 3)}, "any", "a,b,c,d"),
+    ("Gather", "r = Gather <axis = 1> (n, A) y = Conv (r, W)", {"A": ints(2, 0), "W": normal(4, 2, 3, 3)}, "any", "a,b,c,d"),
+    ("Slice", "r = Slice (n, A, B, A) y = Conv (r, W)", {"A": ints(1), "B": ints(3), "W": normal(4, 2, 3, 3)}, "any", "a,b,c,d"),
     ("Split", "p, q = Split <axis = 1> (n, A) y = Conv (p, W) z = Conv (q, V)", {"A": ints(1, 2), "W": normal(4, 1, 1, 1), "V": normal(2, 2, 1, 1)}, "any", "a,b,c,d"),
 ]  # fmt: skip
 
@@ -166,6 +170,7 @@ DECLINED: list[tuple[str, str, dict[str, Array], int, str, str]] = [
     ("PRelu, slope", "c = Conv (x, W) e = PRelu (c, K)", {"W": W, "K": normal(4, 1, 1)}, 4, "scale", "PRelu 'PRelu → e' passes a negative scale only where its slope is positive"),
     ("Clip", "c = Conv (x, W) e = Clip (c)", {"W": W}, 4, "positive scale", "no affine map passes Clip 'Clip → e'"),
     ("Elu", "c = Conv (x, W) e = Elu (c)", {"W": W}, 4, "positive scale", "no affine map passes Elu 'Elu → e'"),
+    ("a constant divided by it", "c = Conv (x, W) e = Div (K, c)", {"W": W, "K": normal(4, 1, 1)}, 4, "any", "no affine map passes Div 'Div → e'"),
     ("quantiser", "c = Conv (x, W) q = QuantizeLinear (c, o) e = DequantizeLinear (q, o)", {"W": W, "o": np.array(0.1, np.float32)}, 4, "positive scale", "no affine map passes DequantizeLinear 'DequantizeLinear → e'"),
     ("AveragePool", "c = Conv (x, W) e = AveragePool <kernel_shape = [2,2], pads = [1,1,1,1], count_include_pad = 1> (c)", {"W": W}, 4, "any", "AveragePool 'AveragePool → e' counts its padding: at the border the shift would be missing"),
     ("MaxPool", "c = Conv (x, W) e = MaxPool <kernel_shape = [2,2]> (c)", {"W": W}, 4, "any", "MaxPool 'MaxPool → e' passes no scale that is not positive"),
