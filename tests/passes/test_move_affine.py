@@ -435,7 +435,7 @@ def test_factors_and_terms(body: str, more: dict[str, Array], after: str) -> Non
     proto = build(f"g (float[2,3,8,6] x) => (float[a,b,c,d] y) {{ {body} }}", {**used, **more}, opset=18)
     fused, report = fuse(proto)
     assert operators(fused) == after
-    assert {rewrite.kind for rewrite in report.rewrites} <= {"move-affine", "move-batchnorm"}
+    assert {rewrite.kind for rewrite in report.rewrites} <= {"move-affine", "move-batchnorm", "fold-batchnorm"}
     assert_same(proto, fused)
     assert not fuse(ir.to_proto(fused))[1].rewrites
 
