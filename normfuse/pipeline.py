@@ -154,6 +154,7 @@ class _Ledger:
     names: dict[ir.Node, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
     written: dict[str, int] = field(default_factory=dict)
+    stays: dict[ir.Node, str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
 
     def name(self, norms: Iterable[ir.Node]) -> None:
@@ -257,7 +258,10 @@ def _fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionR
     notes.extend(ledger.notes)
     nodes_after, size_after = measure(model, sizes)
     if size_after > size_before:
-        notes.append(f"the weights grew by {size_after - size_before} bytes: shared ones got a private copy per use")
+        notes.append(
+            f"the weights grew by {size_after - size_before} bytes: "
+            "what several nodes shared has a copy each, or a form has constants of its own"
+        )
     return FusionReport(
         opset=default_opset(model),
         norms=tuple(records),
@@ -492,6 +496,7 @@ def _fold_affines(
     for outcome in fold_norm_affine(current_sites(graph, sites, reading), target, reading):
         if isinstance(outcome, Declined):
             ledger.decline(outcome.at, outcome.reason)
+            ledger.stays[outcome.at] = f"'{describe(outcome.at)}': {outcome.reason}"
             continue
         root, removes = outcome.site.root, outcome.replacement.removes
         identifier = ledger.identify("fold-norm-affine", root)
@@ -574,6 +579,8 @@ def _lower_once(
         ledger.decline(outcome.at, outcome.reason)
     for rewrite in rewrites:
         root = roots[rewrite.id]
+        if root in ledger.stays:  # written anew, but not as was asked
+            ledger.notes.setdefault(ledger.stays[root])
         ledger.plans[root] = f"emit {rewrite.into[-1]}" if rewrite.into else "keep"
         ledger.declined.pop(root, None)
         ledger.record(rewrite)

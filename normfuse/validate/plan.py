@@ -14,9 +14,10 @@ from normfuse.validate import inputs as given
 from normfuse.validate import tolerance
 from normfuse.validate.call import OracleCannotRun, OracleFailed
 from normfuse.validate.compare import channel_axes
-from normfuse.validate.families import ORDINARY, Aim, aims_for, least_feeds, synthesise
+from normfuse.validate.families import NONFINITE, ORDINARY, Aim, aims_for, least_feeds, synthesise
 from normfuse.validate.held import Held
 from normfuse.validate.inputs import Family, Feed, InputSpec, Sizes
+from normfuse.validate.noise import DISCONTINUOUS
 from normfuse.validate.oracle import Oracle
 
 # Beyond the first family, further ones until their runs have cost this much: about ten seconds on one core.
@@ -44,7 +45,11 @@ def families(oracle: Oracle, specs: Sequence[InputSpec], *, quick: bool) -> tupl
     if quick:
         return found, []
     work, notes, skipped = 0.0, [], []
+    chooses = next((node for node in oracle.graph.all_nodes() if node.op_type in DISCONTINUOUS), None)
     for name, aim, choices in _further(specs, sizes):
+        if name == NONFINITE and chooses is not None:
+            notes.append(f"no {name} was tried: {chooses.op_type} at node '{chooses.name}' may place NaN anywhere")
+            continue
         if work + unit > _WORK:
             skipped.append(name)
             continue

@@ -117,11 +117,11 @@ def _truths(
             raise ValidationError(f"the original does not run on the given inputs: {error}") from error
     chosen, notes = families(oracle, specs, quick=quick)
     notes = [
-        *notes,
         *(
             f"{node.op_type} at node '{node.name}' jumps at ties: end to end, faults below ten roundings are not seen"
             for node in oracle.jumps()[:1]
         ),
+        *notes,
     ]
     truths: list[Truth] = []
     for family in chosen:
