@@ -26,7 +26,8 @@ from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 
 if TYPE_CHECKING:
     from normfuse.emit.target import Target
-    from normfuse.pipeline import Options, Source
+    from normfuse.ledger import Options
+    from normfuse.pipeline import Source
     from normfuse.report.records import Rewrite
     from normfuse.report.verdict import Verdict
 
@@ -123,7 +124,7 @@ def _wishes(
     ] = False,
 ) -> Wishes:
     from normfuse.emit.target import Target, parse_form, parse_provider
-    from normfuse.pipeline import Options
+    from normfuse.ledger import Options
 
     target = Target(parse_form(form), parse_provider(provider), opset)
     return Wishes(

@@ -23,7 +23,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import normfuse
-from normfuse.pipeline import Options, fuse_in_place
+from normfuse.ledger import Options
+from normfuse.pipeline import fuse_in_place
 
 CHANNELS = 8
 
