@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import normfuse
-from normfuse import Form, ModelIOError, NormfuseError, Provider, Target, UnsupportedForm, Verdict, pipeline
+from normfuse import Form, ModelIOError, NormfuseError, Provider, Target, UnsupportedForm, Verdict, fusion
 from tests.folding import BN, Array, assert_same, build, count, fuse, normal, parameters, reasons
 
 
@@ -199,7 +199,7 @@ def test_a_defect_of_ours_is_not_blamed_on_the_model(monkeypatch: pytest.MonkeyP
     def defect(*_: object) -> None:
         raise TypeError("ours")
 
-    monkeypatch.setattr(pipeline, "find_norms", defect)
+    monkeypatch.setattr(fusion, "find_norms", defect)
     with pytest.raises(TypeError, match="ours"):
         fuse(two_norms())
 
