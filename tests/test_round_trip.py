@@ -387,3 +387,26 @@ def test_fusing_from_any_form_to_any_other_is_done_once() -> None:
         twice, report = normfuse.fuse(once, Target(target))
         assert not report.rewrites, (name, source, target, dtype, opset, static)
         assert io.to_proto(twice).SerializeToString(deterministic=True) == once.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("axis", [1, 2, -1])
+@pytest.mark.parametrize("form", list(Form))
+def test_saved_statistics_keep_their_shape(form: Form, axis: int) -> None:
+    """Mean and InvStdDev are read: over all axes but the first, the norm is one of a group, whose view has other shapes."""
+
+    def typed(dims: list[int]) -> str:
+        return f"float[{','.join(map(str, dims))}]"
+
+    sizes = [2, 3, 4, 5]
+    size, kept = sizes[axis:], [*sizes[:axis], *[1] * len(sizes[axis:])]
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+        g ({typed(sizes)} x, {typed(size)} s, {typed(size)} b) => ({typed(sizes)} y, {typed(kept)} m, {typed(kept)} r)
+        {{ y, m, r = LayerNormalization <axis = {axis}> (x, s, b) }}"""
+    model = onnx.parser.parse_model(text)
+    fused, _ = normfuse.fuse(model, Target(form, native=False))
+    report = normfuse.validate(model, fused, providers=())
+    assert report.verdict.value == "EQUIVALENT", report.table()
+    again, _ = normfuse.fuse(fused, Target(form, native=False))
+    assert ir.to_proto(again).SerializeToString(deterministic=True) == ir.to_proto(fused).SerializeToString(
+        deterministic=True
+    )

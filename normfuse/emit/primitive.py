@@ -55,6 +55,11 @@ def _view(site: NormSite, rank: int | None, opset: int) -> View | str:
         # Negative axes are part of ReduceMean from version 11 on.
         return unknown if rank is None else View(None, tuple(axis + rank for axis in statistics.axes))
     if isinstance(statistics, PerGroup):
+        if any(role(site, output) != "sum" for output in site.extra_outputs):
+            # Saved statistics have the shape of x with 1 along the normalised axes: a view would give them its own.
+            if statistics.groups != 1 or rank is None:
+                return "its mean or deviation is read, and is none of groups"
+            return View(None, tuple(range(1, rank)))
         if not last:
             return View((0, statistics.groups, -1), (2,))
         channels = channel_count(site)
