@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 CXX ?= c++
 SANITIZED := build/sanitized
 
-.PHONY: demo test lint types readme sanitize clean
+.PHONY: demo test lint types readme sanitize aarch64 clean
 
 demo: $(READY)
 	$(RUN) -m models.demo
@@ -32,6 +32,12 @@ sanitize: $(READY)
 	$(VENV)/bin/cmake --build $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	NORMFUSE_REQUIRE_NATIVE=1 NORMFUSE_OPS_LIBRARY=$(SANITIZED)/libnormfuse_ops.so $(RUN) -m pytest -q tests/native
+
+# The library for aarch64, by a cross compiler: that it compiles without a warning, NEON kernels included.
+aarch64: $(READY)
+	$(VENV)/bin/cmake -S normfuse/native -B build/aarch64 -DNORMFUSE_CUDA=OFF -DCMAKE_SYSTEM_NAME=Linux \
+	-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	$(VENV)/bin/cmake --build build/aarch64
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
