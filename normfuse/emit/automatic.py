@@ -1,21 +1,26 @@
 """The ``auto`` form: the fastest spelling that is exact on the provider, by the measured table; else the norm stays.
 
 It writes standard operators, each with a kernel on the provider; operators of ``ai.normfuse`` only where the library that
-has their kernels was found (``native``), and never another that onnx.checker does not know.
+has their kernels was found (``native``) and the tensor is not known to be so small that their call costs more than they
+save; and never another that onnx.checker does not know.
 """
 
 from __future__ import annotations
 
+import math
+
+import onnx_ir as ir
+
 from normfuse.emit.custom import emit_custom, has_plain_name
-from normfuse.emit.kernels import Spelling, fastest, has_kernel, is_timed, native_wins
+from normfuse.emit.kernels import Spelling, fastest, has_kernel, is_timed, is_worth_its_call, native_wins
 from normfuse.emit.primitive import emit_primitive
 from normfuse.emit.standard import emit_reshaped, emit_standard, operator_of
 from normfuse.emit.target import Provider
-from normfuse.emit.writing import channel_count, type_of
+from normfuse.emit.writing import channel_count, sizes_of, type_of
 from normfuse.graph.editing import Replacement
 from normfuse.graph.reading import is_standard
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.spec import AffineAxes, PerChannel, PerGroup, Stored, Trailing, canonical
+from normfuse.spec import Activation, AffineAxes, PerChannel, PerGroup, Stored, Trailing, canonical
 from normfuse.spec import kind as kind_of
 
 _MICROSOFT = "com.microsoft"
@@ -49,9 +54,11 @@ def best_spelling(
     if any(node.domain == "ai.normfuse" for node in site.interior) or runs_as_contrib(site, provider):
         return None
     kind = _kind(site, reading)
-    if native and native_wins(kind, own, provider) and has_plain_name(site, opset, reading.ranks.of(site.operands.x)):
-        return Spelling.NATIVE
     spelling = fastest(kind, own, provider)
+    if native and native_wins(kind, own, provider) and has_plain_name(site, opset, reading.ranks.of(site.operands.x)):
+        beside = operator_of(site, opset) if spelling is Spelling.OPERATOR else None
+        if beside is None or not has_kernel(beside, own, provider) or _is_worth_its_call(site, kind, own, provider):
+            return Spelling.NATIVE
     operators = {node.op_type for node in site.interior if is_standard(node)}
     if spelling is Spelling.PRIMITIVE:
         return spelling if operators & _NATIVE and is_timed(operators, opset, provider) else None
@@ -77,6 +84,24 @@ def _kind(site: NormSite, reading: Reading) -> str:
     if isinstance(statistics, PerChannel) and rank != 2:
         return "instance"
     return "group" if isinstance(statistics, PerGroup) else kind_of(site.spec)
+
+
+def _is_worth_its_call(site: NormSite, kind: str, own: ir.DataType, provider: Provider) -> bool:
+    """Whether the tensor is large enough for a native operator; one of unknown size is taken to be."""
+    x, statistics = site.operands.x, site.spec.statistics
+    rank = 0 if x.shape is None else x.shape.rank()
+    sizes = sizes_of(x, rank)
+    if sizes is None or rank < 2:
+        return True
+    if isinstance(statistics, Trailing):
+        length = math.prod(sizes[-len(statistics.axes) :])
+    elif site.spec.channel_axis == 1:
+        length = math.prod(sizes[2:])
+    else:
+        return True  # channels last: the operator of onnxruntime would stand between two Transposes
+    joined = site.operands.residual is not None or site.spec.activation is not Activation.NONE
+    rows = math.prod(sizes) // max(length, 1)
+    return is_worth_its_call(kind, own, provider, joined=joined, rows=rows, length=length)
 
 
 def runs_as_contrib(site: NormSite, provider: Provider) -> bool:

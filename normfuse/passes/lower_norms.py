@@ -53,9 +53,13 @@ def lower_norms(
         rewrite_id = f"emit:{names.get(site.root, site.output.name)}"
         if site.root.graph is not graph or not wanted(rewrite_id):
             continue
-        spelling = best_spelling(site, reading, reading.opset, provider, native=native)
-        if form is Form.CUSTOM or (form is Form.AUTO and spelling is Spelling.NATIVE):
-            site = _grown(site, reading, claimed, spared)
+        if form is Form.CUSTOM or (form is Form.AUTO and native):
+            # Asked of the grown norm: a small tensor may be worth one call for two.
+            grown = _grown(site, reading, claimed, spared)
+            best = best_spelling(grown, reading, reading.opset, provider, native=native)
+            if form is Form.CUSTOM or best is Spelling.NATIVE:
+                site = grown
+                claimed |= set(grown.interior)
         if is_written(site, form, reading, reading.opset, provider, native=native):
             continue
         replacement = emit(site, form, reading, reading.opset, provider, native=native)
@@ -84,7 +88,7 @@ def lower_norms(
 def _grown(site: NormSite, reading: Reading, claimed: set[ir.Node], spared: Callable[[ir.Node], bool]) -> NormSite:
     """Return ``site`` with the residual before it and the activation after it, where its operator takes them in.
 
-    claimed: the nodes of all norms, to which those are added.
+    claimed: the nodes of all norms, and those that norms before it took in.
     """
     for grow in (with_residual, with_activation):
         candidate = grow(site, reading)
@@ -92,7 +96,6 @@ def _grown(site: NormSite, reading: Reading, claimed: set[ir.Node], spared: Call
         if around & claimed or any(spared(node) for node in around) or _could_loop(candidate, reading):
             continue
         if custom_operator(candidate, reading.opset, reading.ranks.of(candidate.operands.x)) is not None:
-            claimed |= around
             site = candidate
     return site
 

@@ -20,8 +20,8 @@ net (float[2, 4, 5, 5] x) => (float[2, 4, 5, 5] y)
 """
 LAYER = """
 <ir_version: 9, opset_import: ["" : 17]>
-net (float[2, 3, 4] x, float[2, 3, 4] r) => (float[2, 3, 4] y, float[2, 3, 4] z)
-<float[4] scale = {1, 2, 3, 4}, float[4] bias = {1, 0, 0, 2}>
+net (float[2, 3, 12] x, float[2, 3, 12] r) => (float[2, 3, 12] y, float[2, 3, 12] z)
+<float[12] scale = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}, float[12] bias = {1, 0, 0, 2, 3, 0, 0, 4, 5, 0, 0, 6}>
 { t = Add (x, r)  y = LayerNormalization <axis = -1> (t, scale, bias)  z = Relu (t) }
 """
 NATIVE, PLAIN = Target(native=True), Target(native=False)
@@ -93,3 +93,63 @@ def test_by_default_it_is_where_the_library_is_found(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("NORMFUSE_OPS_LIBRARY", "/no/such/file")
     model, _ = normfuse.fuse(onnx.parser.parse_model(GROUP))
     assert "GroupNormSilu" not in node_types(model)
+
+
+def sized(nodes: str, shape: str, opset: int, dtype: str = "float", length: int = 64) -> onnx.ModelProto:
+    """Return a norm of x with ``length`` scales and biases."""
+    numbers = ", ".join(["1"] * length)
+    return onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : {opset}]>
+        net ({dtype}{shape} x, {dtype}{shape} r) => ({dtype}{shape} y)
+        <{dtype}[{length}] scale = {{{numbers}}}, {dtype}[{length}] bias = {{{numbers}}}> {{ {nodes} }}""")
+
+
+LAYER_ALONE = "y = LayerNormalization <axis = -1> (x, scale, bias)"
+LAYER_SUM = "t = Add (x, r) y = LayerNormalization <axis = -1> (t, scale, bias)"
+RMS = "y = RMSNormalization <axis = -1> (x, scale)"
+INSTANCE = "y = InstanceNormalization (x, scale, bias)"
+INSTANCE_RELU = "n = InstanceNormalization (x, scale, bias) y = Relu (n)"
+GROUPS = "y = GroupNormalization <num_groups = 2> (x, scale, bias)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape", "opset", "operators"),
+    [
+        (LAYER_ALONE, "[17, 64]", 17, ["LayerNormalization"]),
+        (LAYER_ALONE, "[18, 64]", 17, ["LayerNorm"]),
+        (LAYER_ALONE, "[N, 64]", 17, ["LayerNorm"]),
+        (LAYER_SUM, "[1, 64]", 17, ["AddLayerNorm"]),
+        (RMS, "[34, 64]", 23, ["RMSNormalization"]),
+        (RMS, "[35, 64]", 23, ["RMSNorm"]),
+        (INSTANCE, "[1, 64, 8, 11]", 17, ["InstanceNormalization"]),
+        (INSTANCE, "[1, 64, 8, 12]", 17, ["InstanceNorm"]),
+        (INSTANCE, "[1, 64, H, 2]", 17, ["InstanceNorm"]),
+        (INSTANCE_RELU, "[1, 64, 5, 14]", 17, ["InstanceNormalization", "Relu"]),
+        (INSTANCE_RELU, "[1, 64, 5, 15]", 17, ["InstanceNormRelu"]),
+        (GROUPS, "[1, 64, 1, 2]", 21, ["GroupNorm"]),
+    ],
+)
+def test_a_tensor_too_small_for_the_call_keeps_its_operator(
+    nodes: str, shape: str, opset: int, operators: list[str]
+) -> None:
+    model, _ = normfuse.fuse(sized(nodes, shape, opset), NATIVE)
+    assert node_types(model) == operators
+
+
+def test_a_small_tensor_of_a_type_without_a_fast_kernel_is_taken() -> None:
+    model, _ = normfuse.fuse(sized(LAYER_ALONE, "[1, 64]", 17, "double"), NATIVE)
+    assert node_types(model) == ["LayerNorm"]
+
+
+def test_primitives_on_a_small_tensor_become_the_standard_operator() -> None:
+    nodes = """axes = Constant <value_ints = [-1]> () m = ReduceMean (x, axes) d = Sub (x, m) q = Mul (d, d)
+        v = ReduceMean (q, axes) eps = Constant <value_float = 1e-5> () e = Add (v, eps) s = Sqrt (e) n = Div (d, s)
+        t = Mul (n, scale) y = Add (t, bias)"""
+    for rows, operator in ((1, "LayerNormalization"), (18, "LayerNorm")):
+        model, _ = normfuse.fuse(sized(nodes, f"[{rows}, 64]", 18), NATIVE)
+        assert node_types(model) == [operator]
+
+
+def test_small_norms_are_left_on_the_cpu_only() -> None:
+    target = Target(provider=Provider.CUDA, native=True)
+    model, _ = normfuse.fuse(sized(LAYER_ALONE, "[1, 64]", 17), target)
+    assert node_types(model) == ["LayerNorm"]
