@@ -89,6 +89,8 @@ CASES: list[tuple[str, str, dict[str, Array], int, int, str]] = [
     ("broadcast-axis", "g (float[2,3,4] x) => (float[2,3,4] y) { [n] y = Add <broadcast=1,axis=1> (x, b) }", {"b": normal(3)}, 6, 7, "Add"),
     # resizing
     ("resize-sizes", X + "Resize <mode=\"nearest\",coordinate_transformation_mode=\"asymmetric\",nearest_mode=\"floor\",axes=[2,3]> (x, , , s) }", {"s": ints(10, 12)}, 18, 11, "Resize"),
+    ("grid-sample", "g (float[2,3,4,5] x, float[2,6,7,2] t) => (float[2,3,6,7] y) { [n] y = GridSample <mode=\"cubic\"> (x, t) }", {}, 20, 16, "GridSample"),
+    ("grid-sample-up", "g (float[2,3,4,5] x, float[2,6,7,2] t) => (float[2,3,6,7] y) { [n] y = GridSample (x, t) }", {}, 16, 22, "GridSample"),
     # operators that did not exist
     ("gelu", X + "Gelu (x) }", {}, 20, 9, "Div Erf Mul Add Mul"),
     ("gelu-tanh", X + "Gelu <approximate=\"tanh\"> (x) }", {}, 20, 7, "Mul Mul Mul Add Mul Tanh Mul Add Mul"),
@@ -186,6 +188,7 @@ REFUSALS = [
     ("g (float[3] x, uint4[1] t) => (uint4[3] y) { [n] y = CastLike (x, t) }", {}, 21, 13, "CastLike at node 'n' has no equivalent at opset 13: it would be made of Cast, and opset 13 does not take tensor(uint4) there"),
     ("g (bfloat16[3] x) => (bfloat16[3] y) { [n] y = Add (x, x) }", {}, 13, 11, "Add at node 'n' has no equivalent at opset 11: bfloat16 came with opset 13"),
     (X + "Resize <mode=\"cubic\"> (x, , s) }", {"s": np.asarray([1, 1, 2, 2], np.float32)}, 13, 10, "Resize at node 'n' has no equivalent at opset 10: version 10 has no mode \"cubic\""),
+    ("g (float[1,1,3,4,5] x, float[1,2,2,2,3] t) => (float[1,1,2,2,2] y) { [n] y = GridSample (x, t) }", {}, 20, 16, "GridSample at node 'n' has no equivalent at opset 16: before version 20 it takes images only"),
     (X + "MaxPool <kernel_shape=[2,2],ceil_mode=1> (x) }", {}, 10, 8, "MaxPool at node 'n' has no equivalent at opset 8: its ceil_mode is 1, which version 8 cannot say"),
     ("g (float[n,3] x) => (float[m,3] y) { [n] y = Add (x, x) }", {}, 13, 6, f"opset 6 cannot be written; known: 7 to {NEWEST}"),
     ("g (float[n,3] x) => (float[m,3] y) { [n] y = Add (x, x) }", {}, 13, 99, f"opset 99 cannot be written; known: 7 to {NEWEST}"),

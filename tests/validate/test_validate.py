@@ -317,3 +317,13 @@ def test_quantizer_in_the_middle_and_argmax_at_the_end() -> None:
     assert "QuantizeLinear at node '' jumps at ties" in report.notes[0]
     report = validate(quantized(network(parameters)), quantized(bad), providers=())
     assert "segment 'norm0'" in leg(report, "oracle")[1]
+
+
+def test_a_family_that_the_original_cannot_take_is_named() -> None:
+    """onnx.reference samples no grid of NaN: the other families decide."""
+    text = """<ir_version: 8, opset_import: ["": 16]> g (float[2,3,4,5] x, float[2,6,7,2] t) => (float[2,3,6,7] y)
+        { y = GridSample (x, t) }"""
+    proto = onnx.parser.parse_model(text)
+    report = validate(proto, proto, providers=())
+    assert report.verdict is Verdict.EQUIVALENT
+    assert any(note.startswith("no NaN and infinity was tried: GridSample at node") for note in report.notes)

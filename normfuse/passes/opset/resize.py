@@ -180,7 +180,10 @@ def grid_sample_up(operation: Operation, context: Context) -> Result:
 
 
 def grid_sample_down(operation: Operation, context: Context) -> Result:
-    """The names before version 20."""
+    """The names before version 20, which brought volumes."""
+    x = operation.inputs[0]
+    if x is None or context.rank_of(x) != 4:
+        raise NoEquivalent("before version 20 it takes images only")
     mode = operation.text("mode", "linear")
     return operation.having(mode={new: old for old, new in _GRID_MODES.items()}.get(mode, mode))
 
