@@ -87,6 +87,7 @@ CASES: list[tuple[str, str, dict[str, Array], int, int, str]] = [
     ("concat", "g (float[2,3] x) => (float[2,6] y) { [n] y = Concat <axis=-1> (x, x) }", {}, 13, 7, "Concat"),
     ("gather", "g (float[2,3] x) => (float[2,2] y) { [n] y = Gather <axis=-1> (x, i) }", {"i": ints(-1, 0)}, 13, 7, "Gather"),
     ("broadcast-axis", "g (float[2,3,4] x) => (float[2,3,4] y) { [n] y = Add <broadcast=1,axis=1> (x, b) }", {"b": normal(3)}, 6, 7, "Add"),
+    ("one-hot", "g (float[2] v) => (float[2,10,3] y) { [n] y = OneHot <axis=-2> (i, d, v) }", {"i": ints(0, 1, 9, 4, 5, 2).reshape(2, 3), "d": np.asarray(10, I64)}, 11, 9, "OneHot"),
     # resizing
     ("resize-sizes", X + "Resize <mode=\"nearest\",coordinate_transformation_mode=\"asymmetric\",nearest_mode=\"floor\",axes=[2,3]> (x, , , s) }", {"s": ints(10, 12)}, 18, 11, "Resize"),
     ("grid-sample", "g (float[2,3,4,5] x, float[2,6,7,2] t) => (float[2,3,6,7] y) { [n] y = GridSample <mode=\"cubic\"> (x, t) }", {}, 20, 16, "GridSample"),
@@ -189,6 +190,7 @@ REFUSALS = [
     ("g (bfloat16[3] x) => (bfloat16[3] y) { [n] y = Add (x, x) }", {}, 13, 11, "Add at node 'n' has no equivalent at opset 11: bfloat16 came with opset 13"),
     (X + "Resize <mode=\"cubic\"> (x, , s) }", {"s": np.asarray([1, 1, 2, 2], np.float32)}, 13, 10, "Resize at node 'n' has no equivalent at opset 10: version 10 has no mode \"cubic\""),
     ("g (float[1,1,3,4,5] x, float[1,2,2,2,3] t) => (float[1,1,2,2,2] y) { [n] y = GridSample (x, t) }", {}, 20, 16, "GridSample at node 'n' has no equivalent at opset 16: before version 20 it takes images only"),
+    ("g (int64[2] x, int64 d, float[2] v) => (float[2,a] y) { [n] y = OneHot (x, d, v) }", {}, 11, 9, "OneHot at node 'n' has no equivalent at opset 9: version 9 has no negative indices, and 'x' is not known to hold none"),
     (X + "MaxPool <kernel_shape=[2,2],ceil_mode=1> (x) }", {}, 10, 8, "MaxPool at node 'n' has no equivalent at opset 8: its ceil_mode is 1, which version 8 cannot say"),
     ("g (float[n,3] x) => (float[m,3] y) { [n] y = Add (x, x) }", {}, 13, 6, f"opset 6 cannot be written; known: 7 to {NEWEST}"),
     ("g (float[n,3] x) => (float[m,3] y) { [n] y = Add (x, x) }", {}, 13, 99, f"opset 99 cannot be written; known: 7 to {NEWEST}"),

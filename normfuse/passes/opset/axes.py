@@ -125,7 +125,23 @@ def prelu_up(operation: Operation, context: Context) -> Result:
     return operation.reading(x, _with_trailing(slope, 1, trailing, context))
 
 
-_AXIS = ("Concat", "Split", "Flatten", "ArgMax", "ArgMin", "Softmax", "LogSoftmax", "Hardmax", "Compress", "OneHot")
+def _has_no_negatives(indices: ir.Value, context: Context) -> bool:
+    known = context.array(indices)
+    return known is not None and bool((np.asarray(known, np.int64) >= 0).all())
+
+
+def one_hot_down(operation: Operation, context: Context) -> Result:
+    """Version 11 counts indices from the end too, and axes of the result, which has one more than the indices."""
+    indices = operation.x()
+    if not _has_no_negatives(indices, context):
+        raise NoEquivalent(f"version 9 has no negative indices, and '{indices.name}' is not known to hold none")
+    axis = operation.attribute("axis")
+    if axis is None or axis >= -1:  # version 9 knows −1 as well
+        return operation
+    return operation.having(axis=axis + context.rank_of(indices) + 1)
+
+
+_AXIS = ("Concat", "Split", "Flatten", "ArgMax", "ArgMin", "Softmax", "LogSoftmax", "Hardmax", "Compress")
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 _AXES = ("Squeeze", "Unsqueeze", *(f"Reduce{kind}" for kind in _REDUCTIONS))
 _SOFTMAXES = ("Softmax", "LogSoftmax", "Hardmax")
@@ -141,4 +157,5 @@ LOWERING: dict[tuple[str, int], Rule] = {
     **{(name, 11): axes_from_front for name in _AXES},
     **{(name, 13): softmax_down for name in _SOFTMAXES},
     ("Gather", 11): indices_from_front,
+    ("OneHot", 11): one_hot_down,
 }
