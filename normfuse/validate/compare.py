@@ -237,7 +237,7 @@ def channel_axes(rank: int) -> tuple[int, ...]:
 
 
 def _pooled(arrays: Sequence[Array], axis: int) -> Array:
-    sums = [np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1).sum(axis=1) for array in arrays]
+    sums = [np.moveaxis(array, axis, 0).sum(axis=tuple(range(1, array.ndim))) for array in arrays]
     return np.asarray(np.sum(sums, axis=0))
 
 

@@ -327,3 +327,14 @@ def test_a_family_that_the_original_cannot_take_is_named() -> None:
     report = validate(proto, proto, providers=())
     assert report.verdict is Verdict.EQUIVALENT
     assert any(note.startswith("no NaN and infinity was tried: GridSample at node") for note in report.notes)
+
+
+def test_a_result_without_elements_is_the_same() -> None:
+    """A result of shape (2, 0, 3) has channels, and none of them has an element."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[2,4,3] x) => (float[2,0,3] y)
+        <int64[1] s = {4}, int64[1] e = {4}, int64[1] a = {1}> { y = Slice (x, s, e, a) }"""
+    proto = onnx.parser.parse_model(text)
+    assert validate(proto, proto, providers=()).verdict is Verdict.EQUIVALENT
+    text = text.replace("(float[2,0,3] y)", "(float[0,4,3] y)").replace("a = {1}", "a = {0}").replace("{4}", "{2}")
+    proto = onnx.parser.parse_model(text)
+    assert validate(proto, proto, providers=()).verdict is Verdict.EQUIVALENT
