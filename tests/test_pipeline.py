@@ -297,5 +297,5 @@ def test_any_part_of_the_rewrites_can_be_replayed(seed: int) -> None:
     assert not missing or any(", ".join(sorted(missing)) in note for note in replay.notes)
     assert_same(model, fused)
     again, rest = normfuse.fuse(fused)
-    assert len(rest.rewrites) <= len(ids)
+    assert len(rest.rewrites) <= len(ids) - len(replayed)
     assert_same(model, again)
