@@ -103,16 +103,7 @@ def _is_standard(site: NormSite, opset: int) -> bool:
         return operator_of(site, opset) == "InstanceNormalization" and takes_reshapes(site)
     if root.op_type == "GroupNormalization":
         return opset >= 21  # also with as many groups as channels: an InstanceNormalization is no gain
-    if root.op_type == "BatchNormalization" and _trains(site):
-        return False  # read as inference because asked to: it is written as inference
     return root.op_type == operator_of(site, opset)
-
-
-def _trains(site: NormSite) -> bool:
-    root = site.root
-    return root.op_type == "BatchNormalization" and (
-        root.attributes.get_int("training_mode", 0) == 1 or len(root.outputs) > 1
-    )
 
 
 _STRUCTURAL = frozenset("Constant Identity Shape Gather Slice Concat Squeeze Unsqueeze CastLike".split())
@@ -124,8 +115,6 @@ def says_the_same(site: NormSite, replacement: Replacement) -> bool:
 
     Casts count as present or absent: a half type whose statistics were not widened before is written anew.
     """
-    if _trains(site):
-        return False
     old, new = (
         Counter((node.domain, node.op_type) for node in nodes if node.op_type not in _STRUCTURAL)
         for nodes in (site.interior, replacement.adds)

@@ -8,6 +8,7 @@ import onnx_ir.passes.common as common
 
 from normfuse.errors import ModelIOError
 from normfuse.graph.reading import bodies, default_opset, has_parameters, is_op, is_standard, reads_output
+from normfuse.recognise.standard import trains
 
 NORM_OPS = frozenset(
     {
@@ -101,7 +102,7 @@ def assume_inference(model: ir.Model) -> tuple[str, ...]:
     changed: list[str] = []
     for graph, opset in bodies(model):
         for node in list(graph):
-            if not is_op(node, "BatchNormalization") or not _is_training(node, opset):
+            if not is_op(node, "BatchNormalization") or not trains(node, opset):
                 continue
             if any(reads_output(node, index) for index in range(1, len(node.outputs))):
                 continue
@@ -110,12 +111,6 @@ def assume_inference(model: ir.Model) -> tuple[str, ...]:
     if not changed:
         return ()
     return (f"read as inference, as asked (this changes results): {', '.join(changed)}",)
-
-
-def _is_training(node: ir.Node, opset: int) -> bool:
-    if opset >= 14:
-        return node.attributes.get_int("training_mode", 0) != 0
-    return len(node.outputs) > 1 or (opset < 7 and node.attributes.get_int("is_test", 0) == 0)
 
 
 def _make_inference(graph: ir.Graph, node: ir.Node, opset: int) -> None:
