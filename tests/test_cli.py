@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from normfuse import ModelIOError, cli, io
+from normfuse.cli.output import voice
 from tests.folding import BN, build, normal, parameters
 
 TEXT = f"g (float[2,3,6,6] x) => (float[2,4,6,6] y) {{ c = Conv (x, W)  y = {BN} }}"
@@ -29,7 +30,7 @@ def example(path: Path) -> Path:
 def call(*arguments: object) -> int:
     """Run the command line in this process and return its exit code."""
     sys_argv, sys.argv = sys.argv, ["normfuse", *map(str, arguments)]
-    cli._state.update(verbose=False, quiet=False)
+    voice.verbose = voice.quiet = False
     try:
         cli.main()
     except SystemExit as end:

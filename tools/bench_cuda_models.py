@@ -24,7 +24,6 @@ import onnx
 import onnxruntime as ort
 
 import normfuse
-from normfuse.report import table
 from normfuse.runtime.library import find_cuda_library
 
 CUDA = "CUDAExecutionProvider"
@@ -116,7 +115,7 @@ def verdict(exported: pathlib.Path, fused: pathlib.Path) -> str:
     library = find_cuda_library()
     libraries = [library.path] if library.path is not None and library.is_usable else []
     report = normfuse.validate(exported, fused, providers=["cuda"], quick=True, libraries=libraries)
-    return table.validation(report)
+    return report.table()
 
 
 def main() -> int:

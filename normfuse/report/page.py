@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from normfuse.report.verdict import Check, DepthPoint, ValidationReport, Verdict
+from normfuse.report.verdict import Check, DepthPoint, ValidationReport, Verdict, how_local
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _MOST_CHECKS = 400
@@ -26,7 +26,7 @@ def page(report: ValidationReport, norms: Sequence[Mapping[str, Any]] = (), name
     environment.filters["figure"] = figure
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     failed = [check for check in report.checks if check.verdict is Verdict.DIVERGENT]
-    failed.sort(key=_how_local)
+    failed.sort(key=how_local)
     ordered = [*failed, *(check for check in report.checks if check.verdict is not Verdict.DIVERGENT)]
     return template.render(
         report=report,
@@ -45,11 +45,6 @@ def page(report: ValidationReport, norms: Sequence[Mapping[str, Any]] = (), name
 def figure(value: float) -> str:
     """Return three digits, or a dash where there is no number."""
     return f"{value:.3g}" if math.isfinite(value) else "–"
-
-
-def _how_local(check: Check) -> tuple[bool, bool]:
-    """Segments say where, so they come first; single channels come last."""
-    return "[" in check.subject, not check.subject.startswith(("segment", "norm"))
 
 
 def _is_whole(check: Check) -> bool:

@@ -76,5 +76,6 @@ class FusionReport:
     def table(self) -> str:
         """Return the report as text for a terminal."""
         from normfuse.report.table import fusion_report
+        from normfuse.report.terminal import plain
 
-        return fusion_report(self)
+        return plain(fusion_report(self))

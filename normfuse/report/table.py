@@ -1,31 +1,31 @@
-"""Reports as text for a terminal."""
+"""What a model holds and what fuse did, for a terminal."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from normfuse.report.records import FusionReport, NormRecord
 from normfuse.report.schema import affine, extent
-from normfuse.report.verdict import Check, Location, ValidationReport, Verdict
+from normfuse.report.terminal import Blocks, columns
+from normfuse.report.verdict_table import summary
 from normfuse.spec import NormSpec
 
 _MOST_ROWS = 40
 """Tables longer than this are cut; the JSON has every row."""
 
 
-def inspection(report: FusionReport) -> str:
+def inspection(report: FusionReport) -> Blocks:
     """Return the norms of a model, what fuse would do with each, and what it declines with the reason."""
     if not report.norms and not report.declined:
-        return "no normalization layers found\n"
-    lines = [f"{_counts(report.norms)} at opset {report.opset}"]
+        return ["no normalization layers found"]
+    lines: list[str | Text | Table] = [f"{_counts(report.norms)} at opset {report.opset}"]
     if report.norms:
-        table = _table("norm", "node", "spelling", "statistics", "epsilon", "affine", "plan")
+        table = columns("norm", "node", "spelling", "statistics", "epsilon", "affine", "plan")
         for record in report.norms[:_MOST_ROWS]:
-            table.add_row(
+            cells = (
                 record.norm,
                 record.nodes[-1] if record.nodes else "",
                 record.spelling,
@@ -34,15 +34,16 @@ def inspection(report: FusionReport) -> str:
                 _affine(record),
                 record.plan,
             )
-        lines.append(_text(table).rstrip("\n"))
+            table.add_row(*(Text(cell) for cell in cells))
+        lines.append(table)
         if len(report.norms) > _MOST_ROWS:
             lines.append(f"… and {len(report.norms) - _MOST_ROWS} more (--json lists all)")
     lines.extend(_declined(report))
     lines.extend(f"note: {note}" for note in report.notes)
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def fusion_report(report: FusionReport) -> str:
+def fusion_report(report: FusionReport) -> Blocks:
     """Return what was done, what was declined with the reason, and the verdict."""
     kinds = Counter(rewrite.kind for rewrite in report.rewrites)
     what = {
@@ -56,7 +57,7 @@ def fusion_report(report: FusionReport) -> str:
         "convert-opset": "change of opset",
     }
     done = ", ".join(_plural(count, what.get(kind, kind)) for kind, count in kinds.items()) or "nothing to do"
-    lines = [
+    lines: list[str | Text | Table] = [
         f"{done}; {report.nodes.before} → {report.nodes.after} nodes, "
         f"{_bytes(report.size.before)} → {_bytes(report.size.after)} of weights"
     ]
@@ -66,45 +67,8 @@ def fusion_report(report: FusionReport) -> str:
     lines.extend(_declined(report))
     lines.extend(f"note: {note}" for note in report.notes)
     if report.validation is not None:
-        lines.append(validation(report.validation).rstrip("\n"))
-    return "\n".join(lines) + "\n"
-
-
-def validation(report: ValidationReport) -> str:
-    """Return the verdict: one line a leg, then the checks that failed, or those that came closest to their limit."""
-    lines = []
-    for leg in report.legs:
-        checks = [check for check in report.checks if check.leg == leg.name]
-        families = len({check.inputs.split(", ")[0] for check in checks})
-        if leg.verdict is Verdict.NOT_RUN:
-            lines.append(f"{leg.name}: NOT_RUN: {leg.reason}")
-            continue
-        summary = f"{len(checks)} checks on {families} input {'family' if families == 1 else 'families'}"
-        lines.append(f"{leg.name}: {leg.verdict.value} ({summary}){': ' + leg.reason if leg.reason else ''}")
-        shown = [check for check in checks if check.verdict is Verdict.DIVERGENT] or _closest(checks)
-        lines.extend(f"  {check.inputs} · {check.subject}: {check.detail}" for check in shown[:10])
-        if len(shown) > 10:
-            lines.append(f"  … and {len(shown) - 10} more")
-    if report.location is not None:
-        lines.extend(_location(report.location))
-    lines.extend(f"not verified: {item}" for item in report.unreached)
-    lines.extend(f"note: {note}" for note in report.notes)
-    lines.append(f"verdict: {report.verdict.value}")
-    return "\n".join(lines) + "\n"
-
-
-def _location(location: Location) -> list[str]:
-    lines = [f"where: {location.words}"] if location.words else []
-    if location.rewrite:
-        lines.append(f"  before: {', '.join(location.before)}; after: {', '.join(location.after) or 'nothing'}")
-    if location.tensor:
-        lines.append(f"  first value beyond its budget: {location.tensor}")
+        lines.extend(summary(report.validation))
     return lines
-
-
-def _closest(checks: list[Check]) -> list[Check]:
-    scored = [check for check in checks if check.allowed > 0 and check.error == check.error]
-    return sorted(scored, key=lambda check: check.error / check.allowed, reverse=True)[:1]
 
 
 def _declined(report: FusionReport) -> list[str]:
@@ -154,16 +118,3 @@ def _bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _text(table: Table) -> str:
-    buffer = io.StringIO()
-    Console(file=buffer, width=160, no_color=True, force_terminal=False).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

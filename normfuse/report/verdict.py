@@ -40,6 +40,11 @@ class Check:
     histogram: tuple[tuple[int, ...], ...] = ()
 
 
+def how_local(check: Check) -> tuple[bool, bool]:
+    """Return a key for sorting: segments and layers say where, so they come first; single channels come last."""
+    return "[" in check.subject, not check.subject.startswith(("segment", "norm"))
+
+
 @dataclass(frozen=True, slots=True)
 class Leg:
     """The verdict of one leg with, where it did not run, the reason."""
@@ -119,9 +124,10 @@ class ValidationReport:
 
     def table(self) -> str:
         """Return the report as text for a terminal."""
-        from normfuse.report.table import validation
+        from normfuse.report.terminal import plain
+        from normfuse.report.verdict_table import validation
 
-        return validation(self)
+        return plain(validation(self))
 
     def json(self) -> dict[str, object]:
         """Return the report as the JSON object of ``normfuse validate --json``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 import shutil
@@ -17,7 +18,9 @@ import normfuse.report
 from normfuse.report.junit import junit
 from normfuse.report.page import page
 from normfuse.report.schema import validation
-from normfuse.report.table import validation as table
+from normfuse.report.terminal import styled
+from normfuse.report.verdict import Check, Leg, ValidationReport, Verdict
+from normfuse.report.verdict_table import validation as verdict_table
 from tests.report.example import NORMS, example
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,11 +49,81 @@ def test_junit() -> None:
     assert failure.get("message") == "error 8e+03 ulp & <more>"
 
 
-def test_terminal() -> None:
-    text = table(example())
-    assert "where: the verdict flips with rewrite 2 of 3" in text
-    assert "before: /conv, /bn<1>; after: /conv" in text
-    assert "not verified: no input enters else_branch" in text
+def test_one_line_a_check_then_what_failed() -> None:
+    assert example().table().splitlines() == [
+        "✓ oracle standard normal output 'y'   error 1 ulp",
+        "✗ oracle standard normal segment 'bn' error 8e+03 ulp & <more>",
+        "– oracle mean 10000      output 'y'   ill-conditioned",
+        "oracle: DIVERGENT (3 checks on 2 input families): segment 'bn'",
+        "  standard normal · segment 'bn': error 8e+03 ulp & <more>",
+        "cuda: NOT_RUN: the provider is not available",
+        "where: the verdict flips with rewrite 2 of 3",
+        "  before: /conv, /bn<1>; after: /conv",
+        "  first value beyond its budget: bn",
+        "not verified: no input enters else_branch",
+        "note: a note",
+        "verdict: DIVERGENT",
+    ]
+
+
+def many(count: int, failing: int) -> ValidationReport:
+    """Return a report of ``count`` segments, and as many outputs, of which the last ``failing`` fail."""
+    verdicts = [Verdict.EQUIVALENT] * (count - failing) + [Verdict.DIVERGENT] * failing
+    checks = [
+        Check("oracle", "standard normal", f"{kind} '{index}'", verdict, 1.0 + index, 0.0, 100.0, f"error {index} ulp (nodes a, b)")
+        for kind in ("segment", "output") for index, verdict in enumerate(verdicts)
+    ]  # fmt: skip
+    worst = Verdict.DIVERGENT if failing else Verdict.EQUIVALENT
+    return ValidationReport((Leg("oracle", worst),), tuple(checks))
+
+
+def test_segments_share_a_line_and_failures_are_not_cut() -> None:
+    passed, failed = many(60, 0).table().splitlines(), many(60, 2).table().splitlines()
+    assert passed[0] == "✓ oracle standard normal 60 segments error 59 ulp at '59'"
+    assert passed[39:41] == [
+        "✓ oracle standard normal output '38' error 38 ulp",
+        "… and 21 more lines (--json lists every check)",
+    ]
+    assert failed[0] == "✗ oracle standard normal 60 segments 2 failed"
+    assert failed[38:40] == [f"✗ oracle standard normal output '{index}' error {index} ulp" for index in (58, 59)]
+    assert failed[41] == "oracle: DIVERGENT (120 checks on 1 input family)"
+    assert failed[42:44] == [
+        f"  standard normal · segment '{index}': error {index} ulp (nodes a, b)" for index in (58, 59)
+    ]
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps what it is shown."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("wants_colour", [True, False])
+def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch, wants_colour: bool) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "50")
+    if not wants_colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    shown = styled(verdict_table(example()), Screen())
+    assert ("\x1b[" in shown) is wants_colour
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert lines[1].rstrip() == "✗ oracle standard normal segment 'bn' error 8e+03…"
+    assert "  standard normal · segment 'bn': error 8e+03 ulp & <more>" in lines
+    assert styled(verdict_table(example()), io.StringIO()) == example().table()
+
+
+def test_names_are_not_read_as_markup() -> None:
+    check = Check("oracle", "[red]x", "output ':smile:'", Verdict.EQUIVALENT, 0.0, 0.0, 1.0, "[b]d")
+    report = ValidationReport((Leg("oracle", Verdict.EQUIVALENT, "[i]r"),), (check,), notes=("[u]:boom:",))
+    assert report.table().splitlines() == [
+        "✓ oracle [red]x output ':smile:' [b]d",
+        "oracle: EQUIVALENT (1 check on 1 input family): [i]r",
+        "note: [u]:boom:",
+        "verdict: EQUIVALENT",
+    ]
 
 
 def test_page_is_self_contained_and_escaped() -> None:
