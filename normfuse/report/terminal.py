@@ -7,6 +7,7 @@ colour (``NO_COLOR``) none; a file or a pipe gets plain text whose lines are nei
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -40,7 +41,8 @@ def plain(blocks: Blocks) -> str:
 
 def styled(blocks: Blocks, stream: TextIO) -> str:
     """Return ``blocks`` as ``stream`` should get them: styled where it is a terminal, else :func:`plain`."""
-    console = Console(file=stream)
+    wants_none = bool(os.environ.get("NO_COLOR"))  # no-color.org; without a colour system Rich leaves out bold as well
+    console = Console(file=stream, color_system=None if wants_none else "auto")
     if not console.is_terminal:
         return plain(blocks)
     with console.capture() as capture:
