@@ -7,7 +7,11 @@ READY := $(VENV)/.ready
 CXX ?= c++
 SANITIZED := build/sanitized
 
-.PHONY: demo test lint types readme sanitize aarch64 clean
+# The oldest onnxruntime that is supported, with NumPy and nothing else: `validate --provider cpu@PYTHON` needs no more.
+OLDEST := build/oldest
+OLDEST_RUNTIME := onnxruntime==1.20.1
+
+.PHONY: demo test lint types readme sanitize aarch64 oldest clean
 
 demo: $(READY)
 	$(RUN) -m models.demo
@@ -38,6 +42,15 @@ aarch64: $(READY)
 	$(VENV)/bin/cmake -S normfuse/native -B build/aarch64 -DNORMFUSE_CUDA=OFF -DCMAKE_SYSTEM_NAME=Linux \
 	-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
 	$(VENV)/bin/cmake --build build/aarch64
+
+# A second onnxruntime for the test that runs both; NORMFUSE_SECOND_PYTHON=build/oldest/bin/python makes it run.
+oldest: $(OLDEST)/.ready
+
+$(OLDEST)/.ready:
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: $(OLDEST_RUNTIME) numpy
+	$(OLDEST)/bin/python -c "import onnxruntime"
+	touch $@
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

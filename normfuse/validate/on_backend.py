@@ -25,6 +25,7 @@ from normfuse.validate.truth import Truth, output_type
 
 # Products of TF32 keep 10 bits of the significand where float32 keeps 23.
 _TF32_TO_FLOAT = 2.0**13
+_WITH_TF32 = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
 _FAILED = "the original runs and the candidate does not: {}"
 
 
@@ -73,10 +74,18 @@ def on_backend(
             continue
         checks.extend(judged(backend.name, level.words, truths, outputs, original, candidate))
         latencies.append(Latency(backend.name, level.words, original.seconds, candidate.seconds))
+        for role, results in (("original", original), ("candidate", candidate)):
+            reasons.extend(ran_elsewhere(backend, level, role, results))
     if not checks:
         return Outcome(Leg(backend.name, Verdict.NOT_RUN, reasons[0])), deployed
     leg = conclude(backend.name, checks)
     return Outcome(leg, tuple(checks), tuple(dict.fromkeys(reasons)), (), tuple(latencies)), deployed
+
+
+def ran_elsewhere(backend: Backend, level: Level, role: str, results: Results) -> list[str]:
+    """Return, in words, which nodes another provider has run: what was judged of them is not this one's work."""
+    words = results.placement.words
+    return [f"{backend.name}, {level.words}: of the {role}, {words}"] if words else []
 
 
 def why_not(failure: Failure, backend: Backend) -> str:
@@ -126,11 +135,14 @@ def across(
 ) -> list[str]:
     """Return, in words, the outputs of the original on which two providers differ by more than rounding explains."""
     truths = [truth for truth in truths if truth.family.on_providers][:1]
+    can = bool({first[0].provider, second[0].provider} & _WITH_TF32)
+    in_float32 = {f"output '{value.name}'" for value in outputs if value.dtype == ir.DataType.FLOAT}
     found = []
     for check in judged(second[0].name, "", truths, outputs, first[1], second[1]):
         if check.verdict is not Verdict.DIVERGENT or "[" in check.subject:
             continue
-        cause = "; TF32 would explain it" if check.error <= _TF32_TO_FLOAT * check.allowed else ""
+        is_tf32 = can and check.subject in in_float32 and check.error <= _TF32_TO_FLOAT * check.allowed
+        cause = "; products in TF32, which this provider can use, would explain it" if is_tf32 else ""
         found.append(
             f"{second[0].name} against {first[0].name}, {check.subject} of the original: {check.detail}{cause}"
         )

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from normfuse.errors import UnsupportedForm
+from normfuse.validate.placement import Placement
 
 # Not taken from rounding: the child starts half a second sooner without onnx_ir.
 Array = npt.NDArray[Any]
 
+CPU = "CPUExecutionProvider"
 _MODULE = "normfuse.validate.worker"
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,13 +61,15 @@ class Failure:
 class Results:
     """One dictionary of outputs per feed. ``provider`` as the session reports it.
 
-    version: of onnxruntime. seconds: of one run on the first feed, the median of a few.
+    version: of onnxruntime. seconds: of one run on the first feed, the median of a few. placement: of its nodes, where
+    the provider is not the CPU.
     """
 
     outputs: tuple[dict[str, Array], ...]
     provider: str
     version: str = ""
     seconds: float = math.nan
+    placement: Placement = field(default_factory=Placement)
 
 
 class Level(enum.Enum):
@@ -158,7 +162,7 @@ def _child(
                 "feeds": feeds,
                 "provider": provider,
                 "libraries": [str(path) for path in libraries],
-                "memory_bytes": limits.memory_bytes if provider == "CPUExecutionProvider" else 0,
+                "memory_bytes": limits.memory_bytes if provider == CPU else 0,
             }
         ),
         encoding="utf-8",
@@ -199,7 +203,9 @@ def _read(home: Path, index: int, feeds: int) -> Results | Failure | None:
     if state["cause"]:
         return Failure(Cause[state["cause"]], state["words"])
     outputs = tuple(load_arrays(home / f"result{index}_{feed}.npz") for feed in range(feeds))
-    return Results(outputs, state["provider"], state.get("version", ""), state.get("seconds", math.nan))
+    nodes, elsewhere = state.get("placement", (0, ()))
+    placement = Placement(nodes, tuple((ran_by, node) for ran_by, node in elsewhere))
+    return Results(outputs, state["provider"], state.get("version", ""), state.get("seconds", math.nan), placement)
 
 
 def _death(code: int | None, log: Path, limits: RuntimeLimits) -> Failure:

@@ -32,7 +32,7 @@ from normfuse.validate.inputs import Family, Feed, InputSpec, input_specs
 from normfuse.validate.legs import Outcome, conclude, lost
 from normfuse.validate.matching import Matched, match
 from normfuse.validate.noise import ordinary
-from normfuse.validate.on_backend import Runner, judged, why_not
+from normfuse.validate.on_backend import Runner, judged, ran_elsewhere, why_not
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.plan import families
 from normfuse.validate.rounding import Array
@@ -180,6 +180,7 @@ def _on(
     feeds = [feed for truth in truths for feed in truth.family.feeds]
     own = Results(tuple(item for item, keep in zip(originals, kept, strict=True) if keep), "torch")
     checks: list[Check] = []
+    notes: list[str] = []
     for level, answer in zip(
         runner.levels, runner.run(backend, [Task(path, level) for level in runner.levels], feeds), strict=True
     ):
@@ -191,7 +192,8 @@ def _on(
             checks.append(lost(backend.name, level.words, "the whole graph", words))
             continue
         checks.extend(judged(backend.name, level.words, truths, outputs, own, answer))
-    return Outcome(conclude(backend.name, checks), tuple(checks))
+        notes.extend(ran_elsewhere(backend, level, "exported model", answer))
+    return Outcome(conclude(backend.name, checks), tuple(checks), tuple(notes))
 
 
 def _run(module: Any, feed: Feed, specs: Sequence[InputSpec], wanted: int, *, double: bool) -> _Captured:

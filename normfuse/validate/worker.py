@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from normfuse.validate.sessions import Array, load_arrays, save_arrays
+from normfuse.validate.placement import Placement, read_placement
+from normfuse.validate.sessions import CPU, Array, load_arrays, save_arrays
 
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 _TIMED_RUNS, _TIMED_SECONDS = 5, 0.5
@@ -60,6 +61,8 @@ def _do(job: dict[str, Any], task: dict[str, Any], folder: Path) -> dict[str, An
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, task["level"])
+    options.enable_profiling = provider != CPU  # there is nothing that the CPU could hand on
+    options.profile_file_prefix = str(folder / f"profile{task['index']}")
     try:
         for library in job["libraries"]:
             options.register_custom_ops_library(library)
@@ -73,6 +76,7 @@ def _do(job: dict[str, Any], task: dict[str, Any], folder: Path) -> dict[str, An
     if used != provider:
         return _failed("FALLBACK", f"asked for {provider}, got {used}")
     names = [output.name for output in session.get_outputs()]
+    placement = Placement()
     for index in range(job["feeds"]):
         try:
             outputs = _run(session, names, load_arrays(folder / f"feed{index}.npz"), ort)
@@ -80,9 +84,20 @@ def _do(job: dict[str, Any], task: dict[str, Any], folder: Path) -> dict[str, An
             return _failed("MEMORY", error)
         except Exception as error:
             return _failed("RUN", error)
+        if index == 0 and provider != CPU:
+            placement = read_placement(Path(session.end_profiling()), provider)
+            if placement.is_all_elsewhere:
+                return _failed("FALLBACK", f"asked for {provider}, but {placement.words}")
         save_arrays(folder / f"result{task['index']}_{index}.npz", outputs)
     seconds = _time(session, names, load_arrays(folder / "feed0.npz"), ort) if job["feeds"] else 0.0
-    return {"cause": "", "words": "", "provider": used, "version": ort.__version__, "seconds": seconds}
+    return {
+        "cause": "",
+        "words": "",
+        "provider": used,
+        "version": ort.__version__,
+        "seconds": seconds,
+        "placement": [placement.nodes, placement.elsewhere],
+    }
 
 
 def _time(session: Any, names: list[str], feed: dict[str, Array], ort: Any) -> float:
