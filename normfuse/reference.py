@@ -49,7 +49,7 @@ def evaluate(spec: NormSpec, arrays: Mapping[str, Array]) -> Float64:
     y = _affine(spec, _normalised(spec, x, wide), wide)
     if moves:
         y = np.moveaxis(y, 1, -1)
-    return _activated(spec.activation, y)
+    return _activated(spec, y)
 
 
 def _needed(spec: NormSpec) -> tuple[str, ...]:
@@ -111,9 +111,12 @@ def _along_channels(parameter: Float64, rank: int) -> Float64:
     return parameter.reshape(-1, *(1,) * (rank - 2))
 
 
-def _activated(activation: Activation, y: Float64) -> Float64:
+def _activated(spec: NormSpec, y: Float64) -> Float64:
+    activation = spec.activation
     if activation is Activation.RELU:
         return np.maximum(y, 0.0)
+    if activation is Activation.LEAKY_RELU:
+        return np.where(y < 0, spec.slope * y, y)
     if activation is Activation.SILU:
         # exp(−|y|) does not overflow: y · sigmoid(y), each sign in its own form.
         decay = np.exp(-np.abs(y))

@@ -78,13 +78,17 @@ class Activation(enum.Enum):
 
     NONE = "none"
     RELU = "relu"
+    LEAKY_RELU = "leaky_relu"
     SILU = "silu"
     GELU = "gelu"
 
 
 @dataclass(frozen=True, slots=True)
 class NormSpec:
-    """One normalization. ``channel_axis`` is 1 (channels first) or -1 (channels last)."""
+    """One normalization. ``channel_axis`` is 1 (channels first) or -1 (channels last).
+
+    slope: of LEAKY_RELU, what values below zero are multiplied with.
+    """
 
     statistics: Statistics
     epsilon: float
@@ -93,6 +97,7 @@ class NormSpec:
     channel_axis: Literal[1, -1] = 1
     compute_type: ComputeType = ComputeType.INPUT
     activation: Activation = Activation.NONE
+    slope: float = 0.0
 
 
 def kind(spec: AnyNorm) -> str:
@@ -114,7 +119,7 @@ def canonical(spec: NormSpec, *, channels: int | None = None, rank: int | None =
     With C = ``channels`` and R = ``rank`` of x where known:
     GroupNorm in C groups is InstanceNorm; LayerNorm over (C, *spatial) with a per-channel (or no) affine is GroupNorm
     in one group, over *spatial InstanceNorm; γ and β per group are those per channel with repeated
-    entries; an absent affine has no axes.
+    entries; an absent affine has no axes; a leaky ReLU of slope 0 is ReLU, of slope 1 nothing.
     """
     affine = spec.affine
     if not (affine.scale or affine.bias):
@@ -131,7 +136,12 @@ def canonical(spec: NormSpec, *, channels: int | None = None, rank: int | None =
             statistics = PerChannel()
     if isinstance(statistics, PerGroup) and statistics.groups == channels:
         statistics = PerChannel()
-    return replace(spec, statistics=statistics, affine=affine)
+    activation, slope = spec.activation, spec.slope
+    if activation is Activation.LEAKY_RELU and slope in (0.0, 1.0):
+        activation = Activation.RELU if slope == 0.0 else Activation.NONE
+    if activation is not Activation.LEAKY_RELU:
+        slope = 0.0
+    return replace(spec, statistics=statistics, affine=affine, activation=activation, slope=slope)
 
 
 # Norms of other kinds: recognised and reported under their own names, not written anew.

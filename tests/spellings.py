@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from normfuse.spec import AffineAxes, AffineLayout, NormSpec, PerChannel, PerGroup, Trailing
+from normfuse.spec import Activation, AffineAxes, AffineLayout, NormSpec, PerChannel, PerGroup, Trailing
 
 Array = npt.NDArray[np.generic]
 
@@ -37,6 +37,17 @@ AFFINES = (
     "1 + w",
     "sub bias",
 )
+FOLLOWERS = {
+    "none": Activation.NONE,
+    "relu": Activation.RELU,
+    "silu": Activation.SILU,
+    "leaky": Activation.LEAKY_RELU,
+    "one slope": Activation.LEAKY_RELU,
+    "greater": Activation.LEAKY_RELU,
+    "where above": Activation.LEAKY_RELU,
+    "where below": Activation.LEAKY_RELU,
+}
+SLOPE = 0.25
 TYPES = ("float", "float16 in float")
 
 
@@ -77,13 +88,24 @@ class Spelling:
     epsilon: str = "scalar"
     affine: str = "both"
     dtype: str = "float"
+    follower: str = "none"
     positive_axes: bool = False
     opset: int = 17
     dynamic: bool = False
     mutation: str = ""
 
     def __str__(self) -> str:
-        choices = [self.mean, self.centre, self.square, self.variance, self.root, self.epsilon, self.affine, self.dtype]
+        choices = [
+            self.mean,
+            self.centre,
+            self.square,
+            self.variance,
+            self.root,
+            self.epsilon,
+            self.affine,
+            self.dtype,
+            self.follower,
+        ]
         return " | ".join([self.family.name, *choices, f"opset {self.opset}", self.mutation])
 
 
@@ -156,6 +178,7 @@ def graph_of(spelling: Spelling) -> Written:
     y = _with_affine(spelling, writer, y, scale, bias)
     if spelling.dtype == "float16 in float":
         y = writer.op("Cast", y, to=10)
+    y = _followed(spelling, writer, y)
     outputs = f"{_type(spelling)}[{', '.join(_dims(spelling))}] y"
     if spelling.mutation.startswith("shared "):
         shared = interior[spelling.mutation.removeprefix("shared ")]
@@ -338,6 +361,32 @@ def _with_affine(spelling: Spelling, writer: _Writer, y: str, scale: Array, bias
     return writer.op("Add", y, writer.constant("float", bias.reshape(full) if how == "full rank" else bias))
 
 
+def _followed(spelling: Spelling, writer: _Writer, y: str) -> str:
+    """Write the activation behind ``y``."""
+    how = spelling.follower
+    if how == "none":
+        return y
+    if how == "relu":
+        return writer.op("Relu", y)
+    if how == "silu":
+        return writer.op("Mul", writer.op("Sigmoid", y), y)
+    if how == "leaky":
+        return writer.op("LeakyRelu", y, alpha=SLOPE)
+
+    def number(value: float) -> str:
+        constant = writer.constant("float", value)
+        return constant if spelling.dtype == "float" else writer.op("Cast", constant, to=10)
+
+    if how == "one slope":
+        return writer.op("PRelu", y, number(SLOPE))
+    scaled = writer.op("Mul", number(SLOPE), y)
+    if how == "greater":
+        return writer.op("Max", scaled, y)
+    if how == "where above":
+        return writer.op("Where", writer.op("Greater", y, number(0.0)), y, scaled)
+    return writer.op("Where", writer.op("Less", y, number(0.0)), scaled, y)
+
+
 def spellings(count: int, seed: int = 1) -> Iterator[Spelling]:
     """Yield every single choice in every family once, then ``count`` random combinations."""
     plain = [Spelling(family) for family in FAMILIES]
@@ -350,6 +399,7 @@ def spellings(count: int, seed: int = 1) -> Iterator[Spelling]:
         "epsilon": EPSILONS,
         "affine": AFFINES,
         "dtype": TYPES,
+        "follower": tuple(FOLLOWERS),
         "positive_axes": (False, True),
         "opset": (11, 13, 17, 18, 20),
         "dynamic": (False, True),

@@ -100,6 +100,8 @@ def test_residual_and_activations(arrays: dict[str, npt.NDArray[np.float64]]) ->
     y = evaluate(spec, arrays)
     np.testing.assert_array_equal(evaluate(spec, arrays | half), y)
     np.testing.assert_array_equal(evaluate(replace(spec, activation=Activation.RELU), arrays), np.maximum(y, 0))
+    leaky = replace(spec, activation=Activation.LEAKY_RELU, slope=0.25)
+    np.testing.assert_array_equal(evaluate(leaky, arrays), np.maximum(y, 0) + 0.25 * np.minimum(y, 0))
     silu = evaluate(replace(spec, activation=Activation.SILU), arrays)
     np.testing.assert_allclose(silu, y / (1 + np.exp(-y)), atol=ROUNDING)
     ends = evaluate(

@@ -22,13 +22,14 @@ onnxruntime takes a kernel registered under that name, else the body; so does no
 opset 12 other attributes) cannot both have its name: onnx.reference ignores overloads, and onnxruntime does not find one
 inside a function. The first in the model has it; the body of another goes by ``OPERATOR_key``, which has no kernel. So
 does a norm without scale or bias whose sizes are not known to fill in ones and zeros; there positions stay, empty.
-A norm that no operator here says is written in its standard form.
+A norm that no operator here says is written in its standard form; a leaky ReLU follows as a node of its own, so that
+the norm before it keeps its kernel.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ from normfuse.emit.writing import (
 )
 from normfuse.graph.editing import Replacement
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.spec import AffineAxes, ComputeType, PerChannel, PerGroup, Trailing, canonical
+from normfuse.spec import Activation, AffineAxes, ComputeType, PerChannel, PerGroup, Trailing, canonical
 
 _TRAILING = ("LayerNorm", "RMSNorm")
 
@@ -69,18 +70,23 @@ def emit_custom(site: NormSite, reading: Reading, opset: int) -> Replacement | D
     objection = unwritable(site, opset)
     if objection is not None:
         return objection
-    operator = custom_operator(site, opset, reading.ranks.of(site.operands.x))
+    activation = site.spec.activation if site.spec.activation in SUFFIXES else Activation.NONE
+    fused = replace(site, spec=replace(site.spec, activation=activation))
+    operator = custom_operator(fused, opset, reading.ranks.of(site.operands.x))
     if operator is None:
         return emit_standard(site, reading, opset)
     if site.spec.affine.axes is AffineAxes.GROUP and channel_count(site) is None:
         return Declined(
             f"the number of channels of '{site.operands.x.name}' is unknown (run shape inference)", site.root
         )
-    return _emit(site, Draft(opset, reading.constants), operator)
+    return _emit(site, Draft(opset, reading.constants), operator, activation)
 
 
 def custom_operator(site: NormSite, opset: int, rank: int | None) -> Operator | None:
-    """Return the operator of ``site``; None where it has none: stored statistics, axes with gaps, saved statistics."""
+    """Return the operator that is all of ``site``, its activation included.
+
+    None where there is none: stored statistics, axes with gaps, saved statistics, a leaky ReLU.
+    """
     spec = site.spec
     if spec.activation not in SUFFIXES or any(role(site, output) != "sum" for output in site.extra_outputs):
         return None
@@ -128,7 +134,7 @@ def _trailing_operator(site: NormSite, opset: int, rank: int | None) -> Operator
     return Operator("LayerNorm" if spec.centred else "RMSNorm", (("axis", axis),))
 
 
-def _emit(site: NormSite, draft: Draft, operator: Operator) -> Replacement:
+def _emit(site: NormSite, draft: Draft, operator: Operator, activation: Activation) -> Replacement:
     spec, operands = site.spec, site.operands
     dtype = _type(site)
     x = draft.cast(operands.x, dtype)
@@ -150,7 +156,7 @@ def _emit(site: NormSite, draft: Draft, operator: Operator) -> Replacement:
         bias=bias is not None,
         residual=residual is not None,
         sum=residual is not None and bool(site.extra_outputs),
-        activation=spec.activation,
+        activation=activation,
         channels_last=spec.channel_axis == -1 and not trailing,
         literals=literals(draft.opset, numbers),
     )
@@ -168,6 +174,8 @@ def _emit(site: NormSite, draft: Draft, operator: Operator) -> Replacement:
     for output in node.outputs:
         output.shape = copied(x.shape)
     total = node.outputs[1] if signature.sum else x
+    if activation is not spec.activation:
+        y = draft.activated(y, spec.activation, spec.slope)
     stated = output_type(site)
     rewires = [(site.output, y if stated is None else draft.cast(y, stated))]
     rewires += [

@@ -149,7 +149,7 @@ def _emit(site: NormSite, draft: Draft, operator: str, dtype: ir.DataType) -> Re
     node = y.producer()
     assert node is not None
     y.shape = copied(operands.x.shape)
-    y = draft.activated(y, spec.activation)
+    y = draft.activated(y, spec.activation, spec.slope)
     stated = output_type(site)
     rewires = [(site.output, y if stated is None else draft.cast(y, stated))]
     for output in node.outputs[1:3]:

@@ -101,7 +101,7 @@ def _emit_statistics(site: NormSite, draft: Draft, view: View, rank: int | None)
     root = draft.op("Sqrt", draft.op("Add", variance, draft.constant("epsilon", spec.epsilon, wide)))
     y = draft.op("Div", deviation, root)
     y = _affine(site, draft, y, x, view, rank)
-    result = _rounded(site, draft, draft.activated(y, spec.activation))
+    result = _rounded(site, draft, draft.activated(y, spec.activation, spec.slope))
     rewires = [(site.output, result)]
     for output, what in extras.items():
         value = {"sum": x, "mean": mean}.get(what)
@@ -199,7 +199,7 @@ def _emit_stored(site: NormSite, reading: Reading, opset: int, rank: int | None)
         y = with_affine(site, draft, draft.op("Div", y, root), shape)
     if flattens:
         y = draft.back(y, x)
-    result = _rounded(site, draft, draft.activated(y, site.spec.activation))
+    result = _rounded(site, draft, draft.activated(y, site.spec.activation, site.spec.slope))
     return draft.replacement(site, [(site.output, result)])
 
 

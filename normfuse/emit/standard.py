@@ -302,6 +302,6 @@ def _channels_back(site: NormSite, draft: Draft, y: ir.Value, rank: int | None) 
 
 
 def _finished(site: NormSite, draft: Draft, y: ir.Value) -> ir.Value:
-    y = draft.activated(y, site.spec.activation)
+    y = draft.activated(y, site.spec.activation, site.spec.slope)
     dtype = output_type(site)
     return y if dtype is None or y.dtype == dtype else draft.op("Cast", y, dtype=dtype, to=int(dtype))

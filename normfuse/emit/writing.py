@@ -132,19 +132,29 @@ class Draft:
             result.shape = ir.Shape([value.shape[axis] for axis in perm])
         return result
 
-    def activated(self, value: ir.Value, activation: Activation) -> ir.Value:
-        """Write the activation; SiLU as Sigmoid and Mul, GELU with the error function."""
+    def activated(self, value: ir.Value, activation: Activation, slope: float = 0.0) -> ir.Value:
+        """Write the activation; SiLU as Sigmoid and Mul, GELU with the error function. slope: of a leaky ReLU."""
         match activation:
             case Activation.NONE:
                 return value
             case Activation.RELU:
                 return self.op("Relu", value)
+            case Activation.LEAKY_RELU:
+                return self._leaky_relu(value, slope)
             case Activation.SILU:
                 return self.op("Mul", value, self.op("Sigmoid", value))
             case Activation.GELU:
                 return self._gelu(value)
             case _:
                 assert_never(activation)
+
+    def _leaky_relu(self, value: ir.Value, slope: float) -> ir.Value:
+        """Write LeakyRelu, for bfloat16 in float32; for float64 ``max(y, slope · y)``: onnxruntime's CPU has it for float32."""
+        if value.dtype == ir.DataType.DOUBLE and 0.0 <= slope <= 1.0:
+            scaled = self.op("Mul", value, self.constant("slope", slope, ir.DataType.DOUBLE))
+            return self.op("Max", value, scaled)
+        wide = ir.DataType.FLOAT if value.dtype == ir.DataType.BFLOAT16 else value.dtype
+        return self.op("LeakyRelu", value if wide is None else self.cast(value, wide), alpha=slope)
 
     def _gelu(self, value: ir.Value) -> ir.Value:
         dtype = value.dtype

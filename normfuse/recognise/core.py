@@ -38,9 +38,13 @@ class Core:
 
 @dataclass(frozen=True, slots=True)
 class NearMiss:
-    """A term that divides by something like a deviation, and is no norm."""
+    """A term that divides by something like a deviation, and is no norm.
+
+    is_scaled: all that is wrong may be a number behind it, so that what is said of an inner value says more.
+    """
 
     reason: str
+    is_scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,4 +264,4 @@ def _scaled(coefficient: float, root: _Root) -> NearMiss | None:
         entries = 1.0 / (1.0 - ratio)
         if abs(entries - round(entries)) < 1e-3 * entries and entries > 1.5:
             return NearMiss(_UNBIASED)
-    return NearMiss(f"its result is scaled by {abs(coefficient):.6g}")
+    return NearMiss(f"its result is scaled by {abs(coefficient):.6g}", is_scaled=True)

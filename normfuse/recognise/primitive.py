@@ -84,6 +84,7 @@ def _norms_of(reader: Reader, order: Mapping[ir.Node, int]) -> list[_Finding]:
     """Return the norms of one x."""
     cores: list[tuple[ir.Node, Core]] = []
     misses: list[tuple[ir.Node, str]] = []
+    scaled: list[tuple[ir.Node, str]] = []
     objections: list[tuple[ir.Node, str]] = []
     for value, known in reader.known.items():
         node = value.producer()
@@ -92,7 +93,7 @@ def _norms_of(reader: Reader, order: Mapping[ir.Node, int]) -> list[_Finding]:
             continue
         result = core_of(known.term, reader.terms)
         if isinstance(result, NearMiss):
-            misses.append((node, result.reason))
+            (scaled if result.is_scaled else misses).append((node, result.reason))
         elif result is not None and known.clashes:
             misses.append((node, _CLASH))
         elif result is not None and result.flag is not None and not reader.reading.lift_flagged:
@@ -111,7 +112,7 @@ def _norms_of(reader: Reader, order: Mapping[ir.Node, int]) -> list[_Finding]:
         elif isinstance(site, str):
             objections.append((node, site))
     # An objection to a norm counts before what only looks like one: of objections the innermost, of looks the last.
-    for node, reason in (*reversed(objections), *reversed(misses)):
+    for node, reason in (*reversed(objections), *reversed(misses), *reversed(scaled)):
         nodes = interior_of(node, reader, order).nodes
         statistics = {each for each in nodes if each.op_type in REDUCTIONS}
         if not taken & statistics:

@@ -13,10 +13,11 @@ import pytest
 from normfuse.graph.site import Declined, NormSite
 from normfuse.recognise import find_norms
 from normfuse.recognise.primitive import find_decomposed
+from normfuse.recognise.surroundings import with_activation
 from normfuse.reference import evaluate
-from normfuse.spec import ComputeType, NormSpec, canonical
+from normfuse.spec import Activation, ComputeType, NormSpec, canonical
 from tests.graphs import model_of, reading_of
-from tests.spellings import Spelling, Written, graph_of, spellings
+from tests.spellings import FOLLOWERS, SLOPE, Spelling, Written, graph_of, spellings
 
 CHUNKS = 8
 RANDOM = 4000
@@ -55,6 +56,10 @@ def test_every_spelling_reads_back(chunk: int) -> None:
         actual = normal_form(site.spec, spelling)
         for name in ("statistics", "epsilon", "centred", "affine", "channel_axis"):
             assert getattr(actual, name) == getattr(expected, name), (str(spelling), name, actual, written.text)
+        followed = with_activation(site, reading_of(model)).spec
+        wanted = FOLLOWERS[spelling.follower]
+        slope = SLOPE if wanted is Activation.LEAKY_RELU else 0.0
+        assert (followed.activation, followed.slope) == (wanted, slope), (str(spelling), written.text)
         if index % 3 == 0:
             check_numbers(spelling, written, model, site)
 

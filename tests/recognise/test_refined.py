@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
+import normfuse
+from normfuse.emit.target import Form, Target
 from normfuse.graph.site import Declined, NormSite
 from normfuse.recognise import recognise
 from normfuse.recognise.channel_maps import find_channel_maps
@@ -206,11 +208,12 @@ def test_mean_variance_normalization_is_flagged() -> None:
 
 
 AROUND = """g (float[2, 4, 8] p, float[2, 4, 8] q) => (float[2, 4, 8] y)
-    <float[8] w = %s, float root = {1.4142135}, float one = {1.0}, float half = {0.5}> {
+    <float[8] w = %s, float zero = {0.0}, float root = {1.4142135}, float one = {1.0}, float half = {0.5}> {
       x = Add (p, q)
       n = LayerNormalization (x, w)
       %s }"""
 
+LEAKY = Activation.LEAKY_RELU
 ACTIVATIONS = [
     ("y = Relu (n)", Activation.RELU),
     ("s = Sigmoid (n)\ny = Mul (s, n)", Activation.SILU),
@@ -218,6 +221,23 @@ ACTIVATIONS = [
     ("d = Div (n, root)\ne = Erf (d)\na = Add (e, one)\nm = Mul (n, half)\ny = Mul (m, a)", Activation.GELU),
     ("d = Div (n, one)\ne = Erf (d)\na = Add (e, one)\nm = Mul (n, half)\ny = Mul (m, a)", Activation.NONE),
     ("s = Sigmoid (n)\ny = Mul (s, x)", Activation.NONE),
+    ("y = LeakyRelu <alpha = 0.5> (n)", LEAKY),
+    ("y = PRelu (n, half)", LEAKY),
+    ("y = PRelu (n, w)", Activation.NONE),
+    ("y = PRelu (half, n)", Activation.NONE),
+    ("a = Mul (half, n)\ny = Max (a, n)", LEAKY),
+    ("a = Mul (n, half)\ny = Max (n, a)", LEAKY),
+    ("a = Mul (n, half)\ny = Min (n, a)", Activation.NONE),
+    ("a = Mul (n, root)\ny = Max (n, a)", Activation.NONE),
+    ("a = Mul (n, half)\ny = Max (n, a, x)", Activation.NONE),
+    ("a = Mul (n, half)\nc = Greater (n, zero)\ny = Where (c, n, a)", LEAKY),
+    ("a = Mul (n, half)\nc = LessOrEqual (zero, n)\ny = Where (c, n, a)", LEAKY),
+    ("a = Mul (n, half)\nc = Less (n, zero)\ny = Where (c, a, n)", LEAKY),
+    ("a = Mul (n, half)\nc = GreaterOrEqual (zero, n)\ny = Where (c, a, n)", LEAKY),
+    ("a = Mul (n, half)\nc = Greater (zero, n)\ny = Where (c, n, a)", Activation.NONE),
+    ("a = Mul (n, half)\nc = Less (n, zero)\ny = Where (c, n, a)", Activation.NONE),
+    ("a = Mul (n, half)\nc = Greater (n, one)\ny = Where (c, n, a)", Activation.NONE),
+    ("a = Mul (n, half)\nc = Greater (x, zero)\ny = Where (c, n, a)", Activation.NONE),
 ]
 
 
@@ -226,11 +246,23 @@ def test_activation_and_residual(body: str, activation: Activation) -> None:
     built = model(AROUND % (EIGHT, body))
     site = operator_site(built, "LayerNormalization")
     reading = reading_of(built)
-    assert with_activation(site, reading).spec.activation is activation
+    followed = with_activation(site, reading)
+    assert followed.spec.activation is activation
+    assert followed.spec.slope == (0.5 if activation is LEAKY else 0.0)
+    assert (followed.output.name == "y") is (activation is not Activation.NONE)
     summed = with_residual(site, reading)
     assert (summed.operands.x.name, summed.operands.residual) != ("x", None)
     is_read = len(list(site.operands.x.uses())) > 1
     assert [value.name for value in summed.extra_outputs] == (["x"] if is_read else [])
+
+
+def test_a_leaky_relu_stays_behind_the_operator_that_has_a_kernel() -> None:
+    """And a spelling of several nodes does, since no norm takes it in."""
+    built = model(AROUND % (EIGHT, "a = Mul (n, half)\ny = Max (n, a)"))
+    fused, _ = normfuse.fuse(built, Target(Form.CUSTOM))
+    assert [node.op_type for node in fused.graph] == ["AddLayerNorm", "Mul", "Max"]
+    fused, _ = normfuse.fuse(model(AROUND % (EIGHT, "y = LeakyRelu (n)")), Target(Form.CUSTOM))
+    assert [node.op_type for node in fused.graph] == ["AddLayerNorm", "LeakyRelu"]
 
 
 def test_running_a_lifted_affine_chain() -> None:
