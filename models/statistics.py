@@ -42,3 +42,16 @@ def randomise_statistics(module: Module, seed: int) -> Module:
                 elif name == "bias":
                     tensor.normal_(0.0, 0.3, generator=generator)
     return module
+
+
+def randomise_biases(module: Module, seed: int) -> Module:
+    """Return ``module`` with every bias that initialisation left at zero drawn from N(0, 0.1²), in place.
+
+    A zero bias is dropped by every tool, and hides what it would have kept apart.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            if name.rpartition(".")[2] == "bias" and not tensor.any():
+                tensor.normal_(0.0, 0.1, generator=generator)
+    return module

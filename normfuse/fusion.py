@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TypeVar
 
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor, describe
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.ledger import Ledger
+from normfuse.passes.drop_neutral import neutral_nodes
 from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
 from normfuse.passes.fold_norm_affine import fold_norm_affine
 from normfuse.passes.fold_quantized import fold_quantized
@@ -56,6 +57,8 @@ def fuse_graph(
         return Reading(opset, constants, Ranks(constants), ledger.options.lift_flagged)
 
     outcomes = find_norms(graph, reading())
+    if _drop_neutral(graph, nodes_of(outcomes), reading(), editor, ledger):
+        outcomes = find_norms(graph, reading())
     others = [(_record_other(site), site.root) for site in find_other(graph, reading(), nodes_of(outcomes))]
     norms = {outcome.root if isinstance(outcome, NormSite) else outcome.at: outcome for outcome in outcomes}
     ledger.name(norms)
@@ -83,6 +86,22 @@ def fuse_graph(
         sites = [site for site in sites if site.root.graph is not None]
     _lower(graph, sites, target, reading, editor, ledger)
     return found
+
+
+def _drop_neutral(graph: ir.Graph, leave: Set[ir.Node], reading: Reading, editor: Editor, ledger: Ledger) -> bool:
+    """Take away arithmetic that changes nothing; return whether there was any."""
+    dropped = False
+    for neutral in neutral_nodes(graph, leave, reading):
+        node = neutral.node
+        ledger.name([node])
+        identifier = ledger.identify("drop-neutral", node)
+        if not ledger.wants(identifier, (node,)):
+            continue
+        removed = (describe(node),)
+        neutral.carry_out(editor)
+        ledger.rewrites.append(Rewrite(identifier, "drop-neutral", removed, (), ""))
+        dropped = True
+    return dropped
 
 
 def _move(

@@ -5,11 +5,15 @@
     python tools/compare_tools.py --export repvgg unet    on architectures of tools/real_models.py instead of files
 
 Contenders: normfuse, onnxsim, OnnxSlim, onnxscript (optimizer and rewriter) and onnxruntime's own offline optimization
-(extended level), each in a process of its own with its defaults; one that fails is reported so. Latency is that of
-onnxruntime's CPU with default options on what each wrote. Rounds are interleaved: in each, every contender runs a few
-times in turn, and its fastest run counts, so that other work on the machine matters little. ``ratio`` is the fastest other
-tool's time over normfuse's, round by round: the median with its 95 % interval; above 1 normfuse's file is faster. Exit code
-1 where an interval lies wholly below 0.98.
+(extended level), each in a process of its own with its defaults; one that fails is reported so. ``run``: the operators
+that are left when onnxruntime has optimized the file at load, with default options; latency is measured so. Rounds are
+interleaved: in each, every contender's file is loaded anew (where a session's memory lies makes it up to a tenth faster
+or slower) and runs a few times in turn; its fastest run counts. ``ratio`` is the fastest other tool's time over
+normfuse's, round by round: the median with its 95 % interval; above 1 normfuse's file is faster. Exit code 1 where an
+interval lies wholly below 0.98.
+
+A model with a form of its own for inference (timm's RepVGG and MobileOne: one Conv a block) is exported in that form too,
+as ``NAME.own.onnx``, and measured beside the tools.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from contenders import converted
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("onnxsim==0.8.1", "onnxslim==0.1.98")
@@ -44,62 +50,15 @@ ROUND_SECONDS = 0.05
 Feeds = Mapping[str, npt.NDArray[Any]]
 
 
-def with_normfuse(source: Path, target: Path) -> None:
-    """Fuse with normfuse."""
-    import normfuse
-
-    model, _ = normfuse.fuse(source)
-    normfuse.save(model, target)
-
-
-def with_onnxsim(source: Path, target: Path) -> None:
-    """Simplify with onnxsim."""
-    import onnxsim
-
-    model, _ = onnxsim.simplify(onnx.load(source))
-    onnx.save(model, target)
-
-
-def with_onnxslim(source: Path, target: Path) -> None:
-    """Slim with OnnxSlim."""
-    import onnxslim
-
-    onnx.save(onnxslim.slim(onnx.load(source)), target)
-
-
-def with_onnxscript(source: Path, target: Path) -> None:
-    """Optimize and rewrite with onnxscript."""
-    from onnxscript import optimizer, rewriter
-
-    model = onnx.load(source)
-    onnx.save(rewriter.rewrite(optimizer.optimize(model)), target)
-
-
-def with_onnxruntime(source: Path, target: Path) -> None:
-    """Optimize offline with onnxruntime."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(target)
-    options.log_severity_level = 3
-    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-CONTENDERS: dict[str, Callable[[Path, Path], None]] = {
-    "normfuse": with_normfuse,
-    "onnxsim": with_onnxsim,
-    "onnxslim": with_onnxslim,
-    "onnxscript": with_onnxscript,
-    "onnxruntime": with_onnxruntime,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """What one contender made of a model."""
 
     path: Path
     norms: int
+    convolutions: int
     nodes: int
+    run: int
     work: int
     outputs: list[npt.NDArray[Any]]
 
@@ -154,9 +113,14 @@ def _of_node(arguments: Mapping[str, Any]) -> int:
 def examine(path: Path, feeds: Feeds, folder: Path) -> Result:
     """Return what a file holds, and what it computes."""
     nodes = list(_nodes(onnx.load(path).graph))
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    norms = sum(node.op_type == "BatchNormalization" for node in nodes)
-    return Result(path, norms, len(nodes), multiply_adds(path, feeds, folder), session.run(None, dict(feeds)))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "loaded.onnx")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    run = sum(1 for _ in _nodes(onnx.load(folder / "loaded.onnx").graph))
+    kinds = Counter(node.op_type.removeprefix("Fused") for node in nodes)
+    work, outputs = multiply_adds(path, feeds, folder), session.run(None, dict(feeds))
+    return Result(path, kinds["BatchNormalization"], kinds["Conv"], len(nodes), run, work, outputs)
 
 
 def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -171,18 +135,21 @@ def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 def latencies(paths: Mapping[str, Path], feeds: Feeds, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each file's fastest run in each round, on default options; the order moves on by one."""
-    sessions = {
-        name: onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for name, path in paths.items()
-    }
-    names = list(sessions)
-    first = max(fastest(session, feeds, 2) for session in sessions.values())
+    names = list(paths)
+    first = max(fastest(_session(path), feeds, 2) for path in paths.values())
     runs = min(50, max(3, math.ceil(ROUND_SECONDS / first)))
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            seconds[name].append(fastest(sessions[name], feeds, runs))
+            session = _session(paths[name])
+            fastest(session, feeds, 1)
+            seconds[name].append(fastest(session, feeds, runs))
     return seconds
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def fastest(session: onnxruntime.InferenceSession, feeds: Feeds, runs: int) -> float:
@@ -203,47 +170,67 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
     return float(np.median(values)), float(medians[99]), float(medians[3899])
 
 
-def converted(source: Path, folder: Path) -> dict[str, Path | str]:
-    """Return what each contender wrote, or the last line of what it said when it failed."""
-    results: dict[str, Path | str] = {}
-    for name in CONTENDERS:
-        target = folder / f"{name}.onnx"
-        command = [sys.executable, str(Path(__file__).resolve()), "--convert", name, str(source), str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        results[name] = target if done.returncode == 0 and target.exists() else f"failed: {said[:80]}"
-    return results
+OWN = "own form"
 
 
-def compare(source: Path, rounds: int) -> bool:
-    """Print the table of one model; return whether normfuse's file is not slower than the best other."""
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A contender's time over normfuse's: the median and its 95 % interval."""
+
+    against: str
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f}) {self.against}"
+
+
+def compare(source: Path, rounds: int) -> tuple[bool, str]:
+    """Print the table of one model; return whether normfuse's file is not slower than the best other, and its row."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         feeds = feeds_of(source)
         rows: dict[str, Result | str] = {"original": examine(source, feeds, folder)}
-        for tool, outcome in converted(source, folder).items():
+        own = source.with_suffix(".own.onnx")
+        for tool, outcome in (converted(source, folder) | ({OWN: own} if own.exists() else {})).items():
             try:
                 rows[tool] = outcome if isinstance(outcome, str) else examine(outcome, feeds, folder)
             except Exception as error:
                 rows[tool] = f"does not run: {str(error).splitlines()[0][:80]}"
         ran = {tool: row for tool, row in rows.items() if isinstance(row, Result)}
         seconds = latencies({tool: row.path for tool, row in ran.items()}, feeds, rounds)
-    print(f"\n{source.stem}\n\n| tool | BatchNorm | nodes | multiply-adds | error | ms |\n|---|---|---|---|---|---|")
+    print(f"\n{source.stem}\n\n| tool | BatchNorm | Conv | nodes | run | multiply-adds | error | ms |")
+    print("|---" * 8 + "|")
     truth = ran["original"].outputs
     for tool, row in rows.items():
         if isinstance(row, str):
-            print(f"| {tool} | {row} | | | | |")
+            print(f"| {tool} | {row} |" + " |" * 6)
             continue
         error = max(_difference(a, b) for a, b in zip(row.outputs, truth, strict=True))
         took = statistics.median(seconds[tool]) * 1e3
-        print(f"| {tool} | {row.norms} | {row.nodes} | {row.work / 1e6:.1f} M | {error:.0e} | {took:.2f} |")
-    others = [tool for tool in ran if tool not in ("original", "normfuse")]
+        counts = f"{row.norms} | {row.convolutions} | {row.nodes} | {row.run}"
+        print(f"| {tool} | {counts} | {row.work / 1e6:.1f} M | {error:.0e} | {took:.2f} |")
+    others = [tool for tool in ran if tool not in ("original", "normfuse", OWN)]
     if "normfuse" not in ran or not others:
-        return "normfuse" in ran
-    best = min(others, key=lambda tool: statistics.median(seconds[tool]))
-    ratio, low, high = interval([a / b for a, b in zip(seconds[best], seconds["normfuse"], strict=True)])
-    print(f"\nratio {ratio:.3f} ({low:.3f} to {high:.3f}) against {best}, {rounds} rounds", flush=True)
-    return high >= SLOWER
+        return "normfuse" in ran, f"| {source.stem} | {rows['normfuse']} |" + " |" * 4
+    ratios = [
+        Ratio(tool, *interval([a / b for a, b in zip(seconds[tool], seconds["normfuse"], strict=True)]))
+        for tool in (min(others, key=lambda tool: statistics.median(seconds[tool])), OWN)
+        if tool in ran
+    ]
+    print(f"\nratio, {rounds} rounds: {'; '.join(map(str, ratios))}", flush=True)
+    return ratios[0].high >= SLOWER, _summary(source.stem, ran, others, ratios)
+
+
+def _summary(model: str, ran: Mapping[str, Result], others: list[str], ratios: list[Ratio]) -> str:
+    """Return a row: the original, normfuse, and the least of the other tools, column by column."""
+    rows = [ran["original"], ran["normfuse"]]
+    cells = []
+    for field, form in (("norms", "{}"), ("nodes", "{}"), ("work", "{:.1f} M")):
+        values = [getattr(row, field) for row in rows] + [min(getattr(ran[tool], field) for tool in others)]
+        cells.append(" / ".join(form.format(value / 1e6 if field == "work" else value) for value in values))
+    return f"| {model} | {' | '.join(cells)} | {'; '.join(map(str, ratios))} |"
 
 
 def _difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
@@ -263,6 +250,9 @@ def exported(names: list[str], folder: Path) -> list[Path]:
         if any(name in build.__name__ for name in names):
             paths.append(folder / f"{build.__name__}.onnx")
             normfuse.save(real_models.exported(build), paths[-1])
+            own = real_models.exported_in_own_form(build)
+            if own is not None:
+                normfuse.save(own, paths[-1].with_suffix(".own.onnx"))
     return paths
 
 
@@ -285,12 +275,7 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="run in this environment")
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--environment", type=Path, default=ROOT / "build" / "compare-tools")
-    parser.add_argument("--convert", nargs=3, metavar=("TOOL", "IN", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.convert:
-        tool, source, target = arguments.convert
-        CONTENDERS[tool](Path(source), Path(target))
-        return
     with tempfile.TemporaryDirectory() as name:
         models = [Path(model) for model in arguments.models]
         if arguments.export:
@@ -300,7 +285,12 @@ def main() -> None:
             command = [str(python), str(Path(__file__).resolve()), "--here", "--rounds", str(arguments.rounds)]
             sys.exit(subprocess.run([*command, *map(str, models)], check=False).returncode)
         results = [compare(model, arguments.rounds) for model in models]
-    sys.exit(0 if all(results) else 1)
+    print("\nOriginal / normfuse / the least of the others:\n")
+    print(
+        "| model | BatchNorm left | nodes | multiply-adds | × the fastest other's speed (95 %) |\n|---|---|---|---|---|"
+    )
+    print("\n".join(row for _, row in results))
+    sys.exit(0 if all(fine for fine, _ in results) else 1)
 
 
 if __name__ == "__main__":
