@@ -23,6 +23,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from normfuse.emit.custom import emit_custom
+from normfuse.emit.fusible import emit_fusible
 from normfuse.emit.ort import emit_ort
 from normfuse.emit.primitive import emit_primitive
 from normfuse.emit.standard import emit_reshaped, emit_standard
@@ -46,6 +47,7 @@ SPELLINGS: dict[str, Callable[[NormSite, Reading, int], Replacement | Declined]]
     "operator": emit_standard,
     "reshaped": emit_reshaped,
     "primitive": emit_primitive,
+    "fusible": emit_fusible,
     "custom body": emit_custom,
     "custom": emit_custom,
     "ort": lambda site, reading, opset: emit_ort(site, reading, opset, Provider.CPU),
@@ -79,7 +81,9 @@ CASES = (
     Case("layer + residual", LAYER, (1, 512, 768), ("operator", "ort"), residual=True),
     Case("rms", RMS, (1, 512, 768), ("operator", "primitive", "custom body")),
     Case("rms", RMS, (8, 197, 1024), ("operator", "primitive", "custom body")),
-    Case("rms, opset 22", RMS, (8, 197, 1024), ("ort", "primitive"), opset=22),
+    Case("rms, opset 22", RMS, (1, 512, 768), ("ort", "primitive", "fusible", "custom body"), opset=22),
+    Case("rms, opset 22", RMS, (8, 197, 1024), ("ort", "primitive", "fusible", "custom body"), opset=22),
+    Case("layer, opset 16", LAYER, (8, 197, 1024), ("ort", "primitive", "fusible", "custom body"), opset=16),
     Case("rms + residual", RMS, (1, 512, 768), ("operator", "ort"), residual=True),
 )  # fmt: skip
 

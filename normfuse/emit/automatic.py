@@ -1,8 +1,9 @@
 """The ``auto`` form: the fastest spelling that is exact on the provider, by the measured table; else the norm stays.
 
-It writes standard operators, each with a kernel on the provider; operators of ``ai.normfuse`` only where the library that
-has their kernels was found (``native``) and the tensor is not known to be so small that their call costs more than they
-save; and never another that onnx.checker does not know.
+It writes standard operators, each with a kernel on the provider, and elementary ones that the provider fuses where the
+opset has no operator; operators of ``ai.normfuse`` only where the library that has their kernels was found (``native``)
+and the tensor is not known to be so small that their call costs more than they save; and never another that
+onnx.checker does not know.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import onnx_ir as ir
 
 from normfuse.emit.custom import emit_custom, has_plain_name
+from normfuse.emit.fusible import emit_fusible, is_fused, is_fusible
 from normfuse.emit.kernels import Spelling, fastest, has_kernel, is_timed, is_worth_its_call, native_wins
 from normfuse.emit.primitive import emit_primitive
 from normfuse.emit.standard import emit_reshaped, emit_standard, operator_of
@@ -41,6 +43,8 @@ def emit_auto(
         return emit_reshaped(site, reading, opset)
     if spelling is Spelling.PRIMITIVE:
         return emit_primitive(site, reading, opset)
+    if spelling is Spelling.FUSIBLE:
+        return emit_fusible(site, reading, opset)
     return None if spelling is None else emit_standard(site, reading, opset)
 
 
@@ -55,11 +59,16 @@ def best_spelling(
         return None
     kind = _kind(site, reading)
     spelling = fastest(kind, own, provider)
-    if native and native_wins(kind, own, provider) and has_plain_name(site, opset, reading.ranks.of(site.operands.x)):
-        beside = operator_of(site, opset) if spelling is Spelling.OPERATOR else None
-        if beside is None or not has_kernel(beside, own, provider) or _is_worth_its_call(site, kind, own, provider):
+    fuses = is_fusible(site, opset, provider)
+    beside = operator_of(site, opset) if spelling is Spelling.OPERATOR else None
+    wins = native_wins(kind, own, provider, alone=spelling is Spelling.OPERATOR and beside is None)
+    if native and wins and has_plain_name(site, opset, reading.ranks.of(site.operands.x)):
+        has_rival = fuses or (beside is not None and has_kernel(beside, own, provider))
+        if not has_rival or _is_worth_its_call(site, kind, own, provider):
             return Spelling.NATIVE
     operators = {node.op_type for node in site.interior if is_standard(node)}
+    if fuses:
+        return None if is_fused(site) or operators & _NATIVE else Spelling.FUSIBLE
     if spelling is Spelling.PRIMITIVE:
         return spelling if operators & _NATIVE and is_timed(operators, opset, provider) else None
     if spelling is Spelling.RESHAPED:
@@ -77,9 +86,7 @@ def _kind(site: NormSite, reading: Reading) -> str:
     """Return instance, group, layer or rms, of the canonical norm: as many groups as channels are an instance norm."""
     rank = reading.ranks.of(site.operands.x)
     if rank == 2 and isinstance(site.spec.statistics, Trailing):
-        return kind_of(
-            site.spec
-        )  # a group norm in one group as well, which InstanceNormalization does not take at rank 2
+        return kind_of(site.spec)  # a group norm in one group too: InstanceNormalization does not take rank 2
     statistics = canonical(site.spec, channels=channel_count(site), rank=rank).statistics
     if isinstance(statistics, PerChannel) and rank != 2:
         return "instance"

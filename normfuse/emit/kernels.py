@@ -43,13 +43,14 @@ class Spelling(enum.Enum):
     """How ``auto`` writes a norm.
 
     OPERATOR: the standard one of the opset; as it is where the opset has none. PRIMITIVE: elementary operators instead of
-    the operator that the model has; as it is where it has none. NATIVE: the operator of ours that fuses it with its
-    residual and activation.
+    the operator that the model has; as it is where it has none. FUSIBLE: elementary operators that the runtime fuses,
+    where the opset has no operator. NATIVE: the operator of ours that fuses it with its residual and activation.
     """
 
     OPERATOR = "operator"
     RESHAPED = "Reshape, InstanceNormalization, Reshape, BatchNormalization"
     PRIMITIVE = "primitive"
+    FUSIBLE = "elementary operators that the runtime fuses"
     NATIVE = "an operator of ai.normfuse"
 
 
@@ -59,7 +60,8 @@ _O, _R, _P = Spelling.OPERATOR, Spelling.RESHAPED, Spelling.PRIMITIVE
 # Times a copy of x, measured. group: GroupNormalization 8 (float) and NaN at mean/std 1e4, RESHAPED 2.9-3.1, primitive
 # 5.5-6.1. instance: operator 1.5-1.7, primitive 5.1-5.2; no kernel for bfloat16 and float64. layer: operator 1.6-2.0,
 # primitive 4.4-6.1, but the kernel for bfloat16 is slow: 24-29 against 13-18; float64 is even, and stays. rms: operator
-# 1.4, primitive 2.9-3.7; no kernel for bfloat16.
+# 1.4, primitive 2.9-3.7; no kernel for bfloat16. Below the opset of the operator FUSIBLE: layer, float 1.7 (primitive 4.1);
+# rms, float 1.3 (3.1-3.2), float16 3.9-5.0 (5.9-8.4), bfloat16 10 (12-13).
 FASTEST: dict[tuple[Provider, str], dict[ir.DataType, Spelling]] = {
     (Provider.CPU, "instance"): {_HALF: _O, _BRAIN: _P, _FLOAT: _O, _DOUBLE: _P},
     (Provider.CPU, "group"): {_HALF: _R, _BRAIN: _R, _FLOAT: _R, _DOUBLE: _P},
@@ -93,7 +95,10 @@ NATIVE: dict[tuple[Provider, str], frozenset[ir.DataType]] = {
     (Provider.CUDA, "layer"): _ALL - {_DOUBLE},
     (Provider.CUDA, "rms"): frozenset({_HALF, _BRAIN}),
 }
-"""Where the native operators win, by provider and kind of norm."""
+"""Where the native operators win over an operator of onnxruntime, by provider and kind of norm."""
+
+NATIVE_TYPES: dict[Provider, frozenset[ir.DataType]] = {Provider.CPU: _ALL, Provider.CUDA: _ALL - {_DOUBLE}}
+"""Where they have kernels, which win over elementary operators: those take 2-10 times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +147,13 @@ def is_timed(operators: AbstractSet[str], opset: int, provider: Provider) -> boo
     return all(opset >= MEASURED_FROM.get((provider, operator), 0) for operator in operators)
 
 
-def native_wins(kind: str, dtype: ir.DataType, provider: Provider) -> bool:
-    """Whether the native operators were measured to be the fastest for a norm of ``kind``, where their library is."""
-    return dtype in NATIVE.get((provider, kind), frozenset())
+def native_wins(kind: str, dtype: ir.DataType, provider: Provider, *, alone: bool = False) -> bool:
+    """Whether the native operators were measured to be the fastest for a norm of ``kind``, where their library is.
+
+    alone: the model's opset has no operator for it.
+    """
+    types = NATIVE_TYPES.get(provider) if alone else NATIVE.get((provider, kind))
+    return types is not None and dtype in types
 
 
 def is_worth_its_call(

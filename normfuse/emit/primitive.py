@@ -28,8 +28,13 @@ class View:
     axes: tuple[int, ...]
 
 
-def emit_primitive(site: NormSite, reading: Reading, opset: int) -> Replacement | Declined:
-    """Write ``site`` in operators of ``opset``, 7 or newer. Declines where a rank or channel count is not known."""
+def emit_primitive(
+    site: NormSite, reading: Reading, opset: int, *, squares_by_power: bool = False
+) -> Replacement | Declined:
+    """Write ``site`` in operators of ``opset``, 7 or newer. Declines where a rank or channel count is not known.
+
+    squares_by_power: square with Pow, which onnxruntime fuses; Mul is exact and fast everywhere.
+    """
     objection = unwritable(site, opset)
     if objection is not None:
         return objection
@@ -42,7 +47,7 @@ def emit_primitive(site: NormSite, reading: Reading, opset: int) -> Replacement 
     obstacle = _affine_obstacle(site, rank)
     if obstacle is not None:
         return Declined(obstacle, site.root)
-    return _emit_statistics(site, Draft(opset, reading.constants), view, rank)
+    return _emit_statistics(site, Draft(opset, reading.constants), view, rank, squares_by_power=squares_by_power)
 
 
 def _view(site: NormSite, rank: int | None, opset: int) -> View | str:
@@ -86,7 +91,9 @@ def _affine_obstacle(site: NormSite, rank: int | None) -> str | None:
     return f"neither the rank nor the channels of '{site.operands.x.name}' are known (run shape inference)"
 
 
-def _emit_statistics(site: NormSite, draft: Draft, view: View, rank: int | None) -> Replacement | Declined:
+def _emit_statistics(
+    site: NormSite, draft: Draft, view: View, rank: int | None, *, squares_by_power: bool
+) -> Replacement | Declined:
     spec, wide = site.spec, wide_type(site)
     x = total(site, draft, wide)
     extras = {output: role(site, output) for output in site.extra_outputs}
@@ -97,7 +104,11 @@ def _emit_statistics(site: NormSite, draft: Draft, view: View, rank: int | None)
     if spec.centred:
         mean = draft.mean(viewed, view.axes)
         deviation = draft.op("Sub", viewed, mean)
-    variance = draft.mean(draft.op("Mul", deviation, deviation), view.axes)
+    if squares_by_power:
+        square = draft.op("Pow", deviation, draft.constant("two", 2.0, wide))
+    else:
+        square = draft.op("Mul", deviation, deviation)
+    variance = draft.mean(square, view.axes)
     root = draft.op("Sqrt", draft.op("Add", variance, draft.constant("epsilon", spec.epsilon, wide)))
     y = draft.op("Div", deviation, root)
     y = _affine(site, draft, y, x, view, rank)

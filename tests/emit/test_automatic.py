@@ -39,7 +39,7 @@ def layer(opset: int) -> str:
         (head(18) + RESHAPED, [*RIR, "BatchNormalization"]),
         (layer(17), ["LayerNormalization"]),
         (layer(18), ["LayerNormalization"]),
-        (layer(13), None),
+        (layer(13), "ReduceMean Sub Pow ReduceMean Add Sqrt Div Mul Add".split()),
         (head(17) + "{ y = LayerNormalization (x, s5, b5) }", None),
         (head(9) + "{ y = InstanceNormalization (x, s, b) }", None),
         (head(23) + "{ y = RMSNormalization (x, s5) }", None),
