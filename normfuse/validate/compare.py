@@ -30,6 +30,11 @@ class Sample:
     reference: Array | None
     candidate: Array
 
+    @property
+    def is_tensor(self) -> bool:
+        """Whether both sides are one array: not a sequence of them, nor an absent optional."""
+        return isinstance(self.truth, np.ndarray) and isinstance(self.candidate, np.ndarray)
+
 
 @dataclass(frozen=True, slots=True)
 class _Errors:
@@ -60,9 +65,12 @@ def judge(
     three).
 
     Limits: at most 3·B per output, 5·B per channel (axis 1; for rank 3 the last axis as well) of 16 elements or more,
-    and the maximum. Channels need the same number in every sample.
+    and the maximum. Channels need the same number in every sample. Of a sequence every element is judged, all of them in
+    the first check; an optional is absent on both sides or on none.
     """
     label = _Label(leg, inputs, subject)
+    if not all(sample.is_tensor for sample in samples):
+        return (_judge_elements(samples, dtype, label),)
     for sample in samples:
         if np.shape(sample.candidate) != np.shape(sample.truth):
             detail = f"the shape is {_words(sample.candidate)}; the original gives {_words(sample.truth)}"
@@ -88,6 +96,49 @@ def judge(
 
 def _words(array: Array) -> str:
     return "[" + ", ".join(str(size) for size in np.shape(array)) + "]"
+
+
+def _judge_elements(samples: Sequence[Sample], dtype: ir.DataType, label: _Label) -> Check:
+    """Sequences, element by element (the same number on both sides), and optionals without a value."""
+    found: list[Check] = []
+    for sample in samples:
+        truth, candidate = _parts(sample.truth), _parts(sample.candidate)
+        if len(truth) != len(candidate):
+            words = f"{_number(len(candidate))}; the original gives {_number(len(truth))}"
+            return label.check(Verdict.DIVERGENT, words)
+        others = [_parts(other) for other in sample.perturbed]
+        others = [other for other in others if len(other) == len(truth)]
+        reference = None if sample.reference is None else _parts(sample.reference)
+        if reference is not None and len(reference) != len(truth):
+            words = f"the runtime gives the original {_number(len(reference))} where the oracle has {len(truth)}"
+            return label.check(Verdict.NOT_RUN, words)
+        for index, part in enumerate(truth):
+            kind = dtype if part.dtype.kind == "f" else ir.DataType.UNDEFINED
+            one = Sample(
+                part,
+                tuple(other[index] for other in others),
+                None if reference is None else reference[index],
+                candidate[index],
+            )
+            element = replace(label, subject=f"{label.subject}, element {index}")
+            found.append(
+                judge([one], kind, leg=element.leg, inputs=element.inputs, subject=element.subject, by_channel=False)[0]
+            )
+    worst = next((check for check in found if check.verdict is not Verdict.EQUIVALENT), None)
+    return worst or label.check(Verdict.EQUIVALENT, f"all of {_number(len(found))} agree")
+
+
+def _parts(value: object) -> list[Array]:
+    """Return the arrays of a sequence; of an optional the one that it has, or none; of a tensor itself."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [part for item in value for part in _parts(item)]
+    return [np.asarray(value)]
+
+
+def _number(count: int) -> str:
+    return f"{count} tensor{'' if count == 1 else 's'}"
 
 
 def _judge_discrete(samples: Sequence[Sample], label: _Label) -> Check:

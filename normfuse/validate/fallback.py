@@ -43,7 +43,9 @@ class Fallback:
         except Exception as error:
             # onnx.reference raises whatever NumPy does: any of it means that these inputs do not fit this operator.
             raise OracleFailed(name, node.op_type, f"{type(error).__name__}: {error}") from error
-        return [widen(item) if isinstance(item, np.ndarray) else item for item in map(_as_array, results)]
+        given = iter([widen(item) if isinstance(item, np.ndarray) else item for item in map(_as_array, results)])
+        # The evaluator gives the results that have a name; those without one keep their place.
+        return [next(given) if output.name else None for output in node.outputs]
 
     def _build(self, node: ir.Node, inputs: Sequence[Any], name: str) -> Any:
         from onnx.reference import ReferenceEvaluator

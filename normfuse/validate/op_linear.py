@@ -116,10 +116,9 @@ def _transposed_pads(call: Call, spatial: tuple[int, ...], kernel: tuple[int, ..
     if not wanted and mode in ("SAME_UPPER", "SAME_LOWER"):
         wanted = tuple(n * s for n, s in zip(spatial, strides, strict=True))
     if wanted:
-        totals = [f - w for f, w in zip(full, wanted, strict=True)]
-        # The crop may be negative where the wanted size is larger: then zeros are appended.
-        before = [t // 2 if mode != "SAME_LOWER" else t - t // 2 for t in totals]
-        return before, list(wanted)
+        # Where the wanted size is larger, zeros are appended. An odd crop takes one more before, but for SAME_UPPER.
+        totals = [max(f - w, 0) for f, w in zip(full, wanted, strict=True)]
+        return [t // 2 if mode == "SAME_UPPER" else t - t // 2 for t in totals], list(wanted)
     pads = call.ints("pads", (0,) * (2 * rank)) if mode == "NOTSET" else (0,) * (2 * rank)
     return list(pads[:rank]), [f - pads[i] - pads[rank + i] for i, f in enumerate(full)]
 
@@ -144,19 +143,14 @@ def convolve_transposed(x: Array, weight: Array, call: Call) -> Array:
         max((n - 1) * s + (k - 1) * d + 1, c + size)
         for n, s, k, d, c, size in zip(spatial, strides, kernel, dilations, crop, sizes, strict=True)
     ]
-    lead = [max(-c, 0) for c in crop]
-    canvas = np.zeros((x.shape[0], group * per_group, *(a + b for a, b in zip(span, lead, strict=True))))
+    canvas = np.zeros((x.shape[0], group * per_group, *span))
     for tap in itertools.product(*(range(k) for k in kernel)):
         where = tuple(
-            slice(
-                lead[i] + tap[i] * dilations[i],
-                lead[i] + tap[i] * dilations[i] + (spatial[i] - 1) * strides[i] + 1,
-                strides[i],
-            )
+            slice(tap[i] * dilations[i], tap[i] * dilations[i] + (spatial[i] - 1) * strides[i] + 1, strides[i])
             for i in range(rank)
         )
         canvas[(slice(None), slice(None), *where)] += _at(parts, (slice(None), slice(None), *tap))
-    keep = tuple(slice(c + a, c + a + size) for c, a, size in zip(crop, lead, sizes, strict=True))
+    keep = tuple(slice(c, c + size) for c, size in zip(crop, sizes, strict=True))
     return canvas[(slice(None), slice(None), *keep)]
 
 

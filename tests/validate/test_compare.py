@@ -179,3 +179,20 @@ def test_samples_are_pooled() -> None:
 def test_constants_are_those_of_the_definition() -> None:
     assert (tolerance.OUTPUT_FACTOR, tolerance.CHANNEL_FACTOR, tolerance.MAXIMUM_FACTOR) == (3.0, 5.0, 8.0)
     assert (tolerance.MAXIMUM_OF_NOISE, tolerance.PERTURBED_RUNS, tolerance.GROUP_ELEMENTS) == (4.0, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("truth", "candidate", "expected", "words"),
+    [
+        (None, None, Verdict.EQUIVALENT, "all of 0 tensors agree"),
+        (None, T, Verdict.DIVERGENT, "1 tensor; the original gives 0 tensors"),
+        ([T], None, Verdict.DIVERGENT, "0 tensors; the original gives 1 tensor"),
+        ([T, T], [T, T], Verdict.EQUIVALENT, "all of 2 tensors agree"),
+        ([T, T], [T, T + 1], Verdict.DIVERGENT, "error "),
+        ([np.array([1, 2])], [np.array([1, 3])], Verdict.DIVERGENT, "1 of 2 elements differ"),
+    ],
+)
+def test_sequences_and_optionals(truth: Any, candidate: Any, expected: Verdict, words: str) -> None:
+    sample = Sample(truth, (truth,), truth, candidate)
+    found = judge([sample], FLOAT, leg="cpu", inputs="i", subject="y")
+    assert (found[0].verdict, found[0].detail.startswith(words)) == (expected, True)

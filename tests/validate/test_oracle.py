@@ -121,7 +121,25 @@ def test_conv_transpose(
 def test_conv_transpose_with_a_wanted_size() -> None:
     weight = RNG.normal(size=(6, 2, 3, 3))
     found = run("ConvTranspose", [X4, weight], strides=[2, 2], output_shape=[18, 20])[0]
-    close(found, F.conv_transpose2d(t(X4), t(weight), stride=2)[:, :, :18, :20])
+    close(found, F.conv_transpose2d(t(X4), t(weight), stride=2)[:, :, 1:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "expected"),
+    [
+        ("NOTSET", 8, [2, 3, 10, 20, 30, 100, 200, 300]),
+        ("SAME_UPPER", 8, [1, 2, 3, 10, 20, 30, 100, 200]),
+        ("SAME_LOWER", 8, [2, 3, 10, 20, 30, 100, 200, 300]),
+        ("NOTSET", 11, [1, 2, 3, 10, 20, 30, 100, 200, 300, 0, 0]),
+    ],
+)
+def test_conv_transpose_with_a_wanted_size_crops_and_appends_as_onnx_says(
+    mode: str, size: int, expected: list[int]
+) -> None:
+    """ONNX ConvTranspose: the odd element of the crop is the first, except for SAME_UPPER; what is missing is zero."""
+    arrays: list[Array | None] = [np.array([[[1.0, 10.0, 100.0]]]), np.array([[[1.0, 2.0, 3.0]]])]
+    found = run("ConvTranspose", arrays, strides=[3], output_shape=[size], auto_pad=mode)[0]
+    assert found.ravel().tolist() == expected
 
 
 def test_conv_states_what_does_not_fit() -> None:
@@ -416,3 +434,12 @@ def test_what_is_computed_from_shapes_is_not_perturbed() -> None:
         found = oracle.run({"x": np.zeros((1, 1, 8, 6), "f")}, noise=Noise(seed, 10.0))["y"].data
         assert found.tolist() == [2, 2, 16, 12]
     assert oracle.jumps() == ()
+
+
+def test_results_without_a_name_keep_their_place() -> None:
+    """Attention with its first and its fourth result; onnx.reference gives the two, and nothing in between."""
+    text = """<ir_version: 11, opset_import: ["": 23]> g (float[1,2,3,4] q) => (float[1,2,3,4] y, float[1,2,3,3] p)
+        { y, , , p = Attention <qk_matmul_output_mode = 3> (q, q, q) }"""
+    x = RNG.normal(size=(1, 2, 3, 4))
+    found = Oracle(ir.from_proto(onnx.parser.parse_model(text))).run({"q": x})
+    close(found["p"].data @ x, found["y"].data)

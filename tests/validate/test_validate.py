@@ -338,3 +338,21 @@ def test_a_result_without_elements_is_the_same() -> None:
     text = text.replace("(float[2,0,3] y)", "(float[0,4,3] y)").replace("a = {1}", "a = {0}").replace("{4}", "{2}")
     proto = onnx.parser.parse_model(text)
     assert validate(proto, proto, providers=()).verdict is Verdict.EQUIVALENT
+
+
+SPLIT = """<ir_version: 8, opset_import: ["": 17]> g (float[6,4] x) => (seq(float[N,4]) y)
+    <int64[2] sizes = {{{first}, {second}}}> {{ y = SplitToSequence <axis = 0> (x, sizes) }}"""
+
+
+def test_sequences_are_compared_element_by_element() -> None:
+    first, longer = (onnx.parser.parse_model(SPLIT.format(first=a, second=b)) for a, b in ((2, 4), (3, 3)))
+    report = validate(first, first, providers=())
+    assert report.verdict is Verdict.EQUIVALENT
+    assert report.checks[0].detail == "all of 2 tensors agree"
+    report = validate(first, longer, providers=())
+    assert report.verdict is Verdict.DIVERGENT
+    assert "the shape is [3, 4]; the original gives [2, 4]" in leg(report, "oracle")[1]
+    single = onnx.parser.parse_model(SPLIT.format(first=6, second=0))
+    single.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array([6]), "sizes"))
+    report = validate(first, single, providers=())
+    assert leg(report, "oracle")[1].endswith("1 tensor; the original gives 2 tensors")
