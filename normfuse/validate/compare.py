@@ -82,7 +82,7 @@ def judge(
             return (label.check(Verdict.NOT_RUN, detail),)
     if not is_float(dtype):
         return (_judge_discrete(samples, label),)
-    failure = None if inputs == NONFINITE else _judge_classes(samples, dtype, label)
+    failure = _judge_classes(samples, dtype, label)
     if failure is not None:
         return (failure,)
     errors = [_errors(sample) for sample in samples]
@@ -165,8 +165,10 @@ def _judge_classes(samples: Sequence[Sample], dtype: ir.DataType, label: _Label)
     """NaN and infinity: return the failing check, or None.
 
     T finite, in range, and r finite: c must be finite. T finite and r not: c is free. T NaN or ±inf: c in the same
-    class. |T| beyond the type's range: the infinity of its sign is allowed.
+    class. |T| beyond the type's range: the infinity of its sign is allowed. Where the inputs themselves are not finite,
+    NaN and the infinities are one class: the algebra of a rewrite gives one for the other (:data:`families.NONFINITE`).
     """
+    is_one_class = label.inputs.startswith(NONFINITE)
     limit = largest(dtype)
     lost = invented = free = 0
     for sample in samples:
@@ -175,6 +177,9 @@ def _judge_classes(samples: Sequence[Sample], dtype: ir.DataType, label: _Label)
         in_range = np.abs(truth) <= limit
         lost += int(np.count_nonzero(in_range & np.isfinite(reference) & ~np.isfinite(candidate)))
         free += int(np.count_nonzero(in_range & ~np.isfinite(reference)))
+        if is_one_class:
+            invented += int(np.count_nonzero(~np.isfinite(truth) & np.isfinite(candidate)))
+            continue
         same = np.where(np.isnan(truth), np.isnan(candidate), candidate == truth)
         if sample.reference is not None:
             same |= ~np.isfinite(truth) & (np.isfinite(reference) | (np.isnan(reference) & np.isnan(candidate)))
@@ -182,9 +187,9 @@ def _judge_classes(samples: Sequence[Sample], dtype: ir.DataType, label: _Label)
     if lost:
         return label.check(Verdict.DIVERGENT, f"{lost} elements are NaN or infinite; the original's are finite")
     if invented:
-        return label.check(
-            Verdict.DIVERGENT, f"{invented} elements that are NaN or infinite in the original are of another class"
-        )
+        what = "finite" if is_one_class else "of another class"
+        words = f"{invented} elements that are NaN or infinite in the original are {what}"
+        return label.check(Verdict.DIVERGENT, words)
     if free and free == sum(sample.truth.size for sample in samples):
         return label.check(
             Verdict.NOT_RUN, "the original itself fails here: its results are NaN or infinite, the exact ones are not"

@@ -119,6 +119,20 @@ def same_tensor(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
     return a.tobytes() == b.tobytes()
 
 
+def same_node_and_constants(reference: Oracle, candidate: Oracle, a: ir.Node, b: ir.Node) -> bool:
+    """Return whether two nodes are one operator, with the same attributes and constant inputs."""
+    return _same_node(reference, candidate, a, b) and all(
+        (x is None) == (y is None) and (x is None or y is None or _same_constant(x, y))
+        for x, y in zip(a.inputs, b.inputs, strict=True)
+    )
+
+
+def _same_constant(a: ir.Value, b: ir.Value) -> bool:
+    if a.const_value is None and b.const_value is None:
+        return True
+    return a.const_value is not None and b.const_value is not None and same_tensor(a.const_value, b.const_value)
+
+
 def _same_node(reference: Oracle, candidate: Oracle, a: ir.Node, b: ir.Node) -> bool:
     if (a.op_type, normal_domain(a.domain), len(a.inputs), len(a.outputs)) != (
         b.op_type,

@@ -67,7 +67,8 @@ def _with_nonfinite(x: Array) -> Array:
 
 NONFINITE = "NaN and infinity"
 """Here the algebra that a rewrite stands on does not hold: ∞ − ∞ is NaN and in another order of the sums ∞, a weight of zero
-makes NaN of ∞. What is finite on both sides is judged."""
+makes NaN of ∞. So NaN and the infinities are one class; what is finite in the original is finite in the candidate, and
+the reverse: a NaN shows what a result reads."""
 
 ORDINARY = Aim("standard normal", lambda x: x)
 AIMS = (

@@ -44,6 +44,20 @@ def conclude(name: str, checks: Sequence[Check], open_reason: str = "") -> Leg:
     return Leg(name, Verdict.NOT_RUN, checks[0].detail if checks else "nothing was compared")
 
 
+def joined(first: Outcome, second: Outcome) -> Outcome:
+    """Return what one leg says after two rounds of checks; a round that says nothing takes nothing from the other."""
+    checks = (*first.checks, *second.checks)
+    if not checks:
+        return first
+    return Outcome(
+        conclude(first.leg.name, checks),
+        checks,
+        tuple(dict.fromkeys((*first.notes, *second.notes))),
+        (*first.unreached, *second.unreached),
+        first.latencies or second.latencies,
+    )
+
+
 def samples_of(truth: Truth, name: str, candidate: Sequence[Array], reference: Sequence[Array] | None) -> list[Sample]:
     """Return one output over all feeds of a family; ``reference`` None where no runtime gave the original's."""
     return [

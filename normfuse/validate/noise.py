@@ -83,28 +83,6 @@ EXACT = frozenset(
         "Where",
     ]
 )
-# Where the input crosses a tie, the result jumps.
-DISCONTINUOUS = frozenset(
-    [
-        "ArgMax",
-        "ArgMin",
-        "Ceil",
-        "DynamicQuantizeLinear",
-        "Equal",
-        "Floor",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "NonMaxSuppression",
-        "NonZero",
-        "QuantizeLinear",
-        "Round",
-        "Sign",
-        "TopK",
-        "Unique",
-    ]
-)
 # Operators of many roundings whose inner sums we do not look into: one rounding of the size of the whole tensor is
 # added.
 _COMPOUND = frozenset(

@@ -2,10 +2,10 @@
 
 A model is cloned, its functions are inlined, and it is interpreted node by node. Float tensors of every type are
 held as float64 (Cast, CastLike, Constant, ConstantOfShape and DequantizeLinear included), integer paths are
-untouched. With each value goes its nominal type, the one that the graph gives it: rounding is imitated by it.
+untouched. With each value goes its nominal type, the one that the graph gives it: rounding is imitated by it. Random
+operators draw the same numbers in every run (:mod:`draws`).
 
-Raises OracleCannotRun for a random operator, for one that neither we nor onnx.reference know, and past the limits of
-:mod:`costs`.
+Raises OracleCannotRun for an operator that neither we nor onnx.reference know, and past the limits of :mod:`costs`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,22 @@ from normfuse.validate import op_basic, op_linear, op_norms, op_pool
 from normfuse.validate.call import Call, NotOurs, Operator, OperatorKey, OracleCannotRun, OracleFailed
 from normfuse.validate.control import Control
 from normfuse.validate.costs import Limits, Run
+from normfuse.validate.decisions import decides
+from normfuse.validate.draws import draw
 from normfuse.validate.fallback import Fallback
 from normfuse.validate.held import Held, nominal_type
-from normfuse.validate.noise import DISCONTINUOUS, Noise
+from normfuse.validate.noise import Noise
 from normfuse.validate.perturbing import Perturbation
 from normfuse.validate.rounding import Array, is_float, widen
-from normfuse.validate.scopes import captured_values, constant_values, is_control, is_random, label, normal_domain
+from normfuse.validate.scopes import (
+    captured_values,
+    constant_values,
+    drawn_name,
+    is_control,
+    is_random,
+    label,
+    normal_domain,
+)
 
 OPERATORS: dict[OperatorKey, Operator] = {
     **op_basic.OPERATORS,
@@ -39,6 +49,11 @@ OPERATORS: dict[OperatorKey, Operator] = {
 _KEPT_BYTES = 2**31
 # The largest float16; a result beyond it is rounded to infinity.
 _HALF_MAXIMUM = 65504.0
+
+# What NumPy raises for operands that do not fit each other; anything else is a defect of ours and shows as such.
+_MISFITS = (
+    ValueError, TypeError, IndexError, ZeroDivisionError, OverflowError, AttributeError, np.exceptions.AxisError,
+)  # fmt: skip
 
 
 class Oracle:
@@ -64,6 +79,7 @@ class Oracle:
         self.entered: dict[ir.Graph, int] = {}
         self._fallback = Fallback(self.opsets)
         self._perturbation = Perturbation(frozenset(self.nodes))
+        self._types: dict[ir.Value, ir.DataType] = {}
         self._attributes: dict[ir.Node, dict[str, Any]] = {}
         self._constants: dict[ir.Value, Held] = {}
         self._kept = 0
@@ -85,14 +101,19 @@ class Oracle:
         return value in self._constant_values
 
     def jumps(self, nodes: Iterable[ir.Node] | None = None) -> tuple[ir.Node, ...]:
-        """Return the nodes (of ``nodes``, else of all) whose result may jump when a computed input moves a little."""
+        """Return the nodes (of ``nodes``, else of all) whose result may jump when a computed float moves a little.
+
+        Types are those that the graph states, or that a run has shown.
+        """
         found = self.nodes if nodes is None else nodes
-        return tuple(
-            node
-            for node in found
-            if node.op_type in DISCONTINUOUS
-            and not all(value is None or value in self._constant_values for value in node.inputs)
-        )
+        return tuple(node for node in found if decides(node, self._is_computed, self.type_of))
+
+    def _is_computed(self, value: ir.Value) -> bool:
+        return value not in self._constant_values
+
+    def type_of(self, value: ir.Value) -> ir.DataType | None:
+        """Return the type of ``value``, as the graph states it or a run has shown it; None where neither did."""
+        return value.dtype or self._types.get(value)
 
     def check_weights(self) -> None:
         """Raise OracleCannotRun where the initializers are too large to be evaluated and shaken as a whole."""
@@ -152,6 +173,7 @@ class Oracle:
                 for value, held in zip(node.outputs, self.apply(node, env, run), strict=False):
                     env[value] = held
                     run.live += held.nbytes
+                    self._types[value] = held.dtype
                 run.check(node)
                 for value in {*node.inputs, *self._captured[node]}:
                     if value is not None and last[value] == index and value not in kept and value in env:
@@ -192,20 +214,19 @@ class Oracle:
 
     def apply(self, node: ir.Node, env: dict[ir.Value, Held], run: Run) -> list[Held]:
         """Return the outputs of one node."""
-        if is_random(node):
-            raise OracleCannotRun(label(node), node.op_type, "its result differs from run to run")
         if is_control(node):
-            return Control(self, env, run).run(node)
+            return self._controlled(node, env, run)
         inputs = [None if value is None else self.lookup(value, env, run) for value in node.inputs]
         data = [None if item is None else item.data for item in inputs]
         call = self.call(node)
-        results = self._compute(node, call, data)
+        is_drawn = is_random(node)
+        results = list(draw(call, drawn_name(node), data)) if is_drawn else self._compute(node, call, data)
         run.count(call, data, results)
         held = [Held(item, nominal_type(call, item, inputs)) for item in results]
         if run.in_range:
             held = [_overflowed(item) for item in held]
         noise = run.noise
-        if noise is None:
+        if noise is None or (is_drawn and node.op_type != "Dropout"):
             return held
         if node.op_type == "Constant":
             if node.outputs[0] in self._unperturbed or not is_float(held[0].dtype):
@@ -217,6 +238,12 @@ class Oracle:
             self._perturbation.perturbed(node, call, data, item, index, inputs, noise)
             for index, item in enumerate(held)
         ]
+
+    def _controlled(self, node: ir.Node, env: dict[ir.Value, Held], run: Run) -> list[Held]:
+        try:
+            return Control(self, env, run).run(node)
+        except _MISFITS as error:
+            raise OracleFailed(label(node), node.op_type, f"{error}") from error
 
     def call(self, node: ir.Node) -> Call:
         """Return what an operator is told about its node."""
@@ -238,9 +265,7 @@ class Oracle:
             return self._fallback.run(node, data)
         except MemoryError as error:
             raise OracleCannotRun(label(node), node.op_type, "too large: out of memory") from error
-        except (ValueError, TypeError, IndexError, ZeroDivisionError, AttributeError, np.exceptions.AxisError) as error:
-            # What NumPy raises for operands that do not fit each other; anything else is a defect of ours and shows as
-            # such.
+        except _MISFITS as error:
             raise OracleFailed(label(node), node.op_type, f"{error}") from error
 
     def forget(self) -> None:

@@ -17,8 +17,8 @@ from normfuse.validate.compare import channel_axes
 from normfuse.validate.families import NONFINITE, ORDINARY, Aim, aims_for, least_feeds, synthesise
 from normfuse.validate.held import Held
 from normfuse.validate.inputs import Family, Feed, InputSpec, Sizes
-from normfuse.validate.noise import DISCONTINUOUS
 from normfuse.validate.oracle import Oracle
+from normfuse.validate.scopes import is_control, label
 
 # Beyond the first family, further ones until their runs have cost this much: about ten seconds on one core.
 _WORK = 2e10
@@ -45,10 +45,12 @@ def families(oracle: Oracle, specs: Sequence[InputSpec], *, quick: bool) -> tupl
     if quick:
         return found, []
     work, notes, skipped = 0.0, [], []
-    chooses = next((node for node in oracle.graph.all_nodes() if node.op_type in DISCONTINUOUS), None)
+    chooses = next((node for node in oracle.jumps() if is_control(node)), None)
     for name, aim, choices in _further(specs, sizes):
         if name == NONFINITE and chooses is not None:
-            notes.append(f"no {name} was tried: {chooses.op_type} at node '{chooses.name}' may place NaN anywhere")
+            notes.append(
+                f"no {name} was tried: a decision in {chooses.op_type} at node '{label(chooses)}' may place NaN anywhere"
+            )
             continue
         if work + unit > _WORK:
             skipped.append(name)

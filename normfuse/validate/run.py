@@ -13,15 +13,16 @@ from normfuse.validate import inputs as generated
 from normfuse.validate import legs, pairing
 from normfuse.validate.backends import Backend
 from normfuse.validate.call import OracleCannotRun, OracleFailed
+from normfuse.validate.cut_truth import CutTruths, cut_truths, write_cut
 from normfuse.validate.environment import environment
-from normfuse.validate.families import ORDINARY, synthesise
+from normfuse.validate.families import NONFINITE, ORDINARY, synthesise
 from normfuse.validate.given import read_user_inputs
 from normfuse.validate.inputs import Family, InputSpec, Sizes
 from normfuse.validate.on_backend import Runner, across, on_backend, still_runs
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.plan import families
 from normfuse.validate.regions import check_regions
-from normfuse.validate.scopes import random_operator
+from normfuse.validate.scopes import drawn_names, label, random_operator, unpaired
 from normfuse.validate.segments import changed_names
 from normfuse.validate.sessions import Results
 from normfuse.validate.truth import Truth, evaluate
@@ -71,15 +72,24 @@ def run(task: Task, user_inputs: Path | Sequence[Mapping[str, Any]] | None) -> V
     try:
         for oracle in oracles:
             oracle.check_weights()
+        _check_draws(oracles)
         truths, notes = _truths(oracles, specs, given, quick=task.quick)
     except OracleCannotRun as error:
         family = _some_feed(specs, given)
         outcome = _by_regions(task, oracles, family, str(error))
         return _report([outcome, *_without_truth(task, family)])
-    oracle_leg = _oracle_leg(task, oracles, truths)
-    outcomes, differences = _provider_legs(task, truths, oracles[0].graph.outputs)
-    report = _report([oracle_leg, *outcomes], [*notes, *differences])
+    cut, why = cut_truths((task.reference.model, task.candidate.model), oracles, truths)
+    oracle_leg = _oracle_leg(task, oracles, truths, cut)
+    outcomes, differences = _provider_legs(task, truths, oracles[0].graph.outputs, cut)
+    report = _report([oracle_leg, *outcomes], [*why, *notes, *differences])
     return replace(report, failing=_failing(report, truths))
+
+
+def _check_draws(oracles: tuple[Oracle, Oracle]) -> None:
+    """Raise OracleCannotRun where both graphs draw random numbers that cannot be the same."""
+    lonely = unpaired(drawn_names(oracles[0].graph), drawn_names(oracles[1].graph))
+    if lonely:
+        raise OracleCannotRun(lonely, "a random operator", "the candidate has none of that name to draw alike")
 
 
 def _failing(report: ValidationReport, truths: Sequence[Truth]) -> FailingInputs | None:
@@ -116,13 +126,6 @@ def _truths(
         except OracleFailed as error:
             raise ValidationError(f"the original does not run on the given inputs: {error}") from error
     chosen, notes = families(oracle, specs, quick=quick)
-    notes = [
-        *(
-            f"{node.op_type} at node '{node.name}' jumps at ties: end to end, faults below ten roundings are not seen"
-            for node in oracle.jumps()[:1]
-        ),
-        *notes,
-    ]
     truths: list[Truth] = []
     for family in chosen:
         local = not truths or (family.name in _LOCALLY and truths[0].seconds <= _CHEAP_SECONDS)
@@ -151,14 +154,20 @@ def _some_feed(specs: Sequence[InputSpec], given: Family | None) -> Family:
     return Family("standard normal", (synthesise(specs, ORDINARY, sizes, 0),))
 
 
-def _oracle_leg(task: Task, oracles: tuple[Oracle, Oracle], truths: Sequence[Truth]) -> legs.Outcome:
+def _oracle_leg(
+    task: Task, oracles: tuple[Oracle, Oracle], truths: Sequence[Truth], cut: CutTruths | None
+) -> legs.Outcome:
     reference, candidate = oracles
     checks: list[Check] = []
     notes: list[str] = []
     unreached: dict[str, None] = {}
     try:
         for truth in truths:
-            checks.extend(legs.end_to_end(reference.graph.outputs, truth, candidate))
+            if truth.family.name != NONFINITE or not reference.jumps():  # else cut, or not at all
+                checks.extend(legs.end_to_end(reference.graph.outputs, truth, candidate))
+        if cut is not None:
+            for truth in cut.truths:
+                checks.extend(legs.end_to_end(cut.oracles[0].graph.outputs, truth, cut.oracles[1]))
     except OracleCannotRun as error:
         return _by_regions(task, oracles, truths[0].family, str(error))
     for index, truth in enumerate(truths):
@@ -183,16 +192,29 @@ def _by_regions(task: Task, oracles: tuple[Oracle, Oracle], family: Family | Non
 
 
 def _provider_legs(
-    task: Task, truths: Sequence[Truth], outputs: Sequence[ir.Value]
+    task: Task, truths: Sequence[Truth], outputs: Sequence[ir.Value], cut: CutTruths | None
 ) -> tuple[list[legs.Outcome], list[str]]:
-    """Return what each provider says, and how they differ among themselves."""
+    """Return what each provider says, and how they differ among themselves.
+
+    What draws random numbers is not run as it is, only cut.
+    """
     found: list[legs.Outcome] = []
     ran: list[tuple[Backend, Results]] = []
+    subjects = (task.reference, task.candidate)
+    random = next((node for item in subjects if (node := random_operator(item.model)) is not None), None)
     with pairing.scratch_folder() as folder:
         models = task.reference.on_disk(Path(folder)), task.candidate.on_disk(Path(folder))
         for backend in task.backends:
-            outcome, results = on_backend(backend, models, truths, outputs, task.runner)
-            found.append(outcome)
+            outcome, results = None, None
+            if random is None:
+                outcome, results = on_backend(backend, models, truths, outputs, task.runner)
+            if cut is not None and cut.is_for_providers:
+                others = write_cut(cut, Path(folder))
+                more, _ = on_backend(backend, others, cut.truths, cut.oracles[0].graph.outputs, task.runner)
+                outcome = more if outcome is None else legs.joined(outcome, more)
+            if outcome is None and random is not None:
+                outcome = _differs_from_run_to_run(random, backend)
+            found.extend([] if outcome is None else [outcome])
             if results is not None:
                 ran.append((backend, results))
     return found, [line for other in ran[1:] for line in across(ran[0], other, truths, outputs)]
@@ -202,8 +224,12 @@ def _without_truth(task: Task, family: Family) -> list[legs.Outcome]:
     for model in (task.reference.model, task.candidate.model):
         node = random_operator(model)
         if node is not None:
-            reason = f"the result differs from run to run: {node.op_type} at node '{node.name or node.outputs[0].name}'"
-            return [legs.Outcome(Leg(backend.name, Verdict.NOT_RUN, reason)) for backend in task.backends]
+            return [_differs_from_run_to_run(node, backend) for backend in task.backends]
     with pairing.scratch_folder() as folder:
         models = task.reference.on_disk(Path(folder)), task.candidate.on_disk(Path(folder))
         return [still_runs(backend, models, family.feeds, task.runner) for backend in task.backends]
+
+
+def _differs_from_run_to_run(node: ir.Node, backend: Backend) -> legs.Outcome:
+    reason = f"the result differs from run to run: {node.op_type} at node '{label(node)}'"
+    return legs.Outcome(Leg(backend.name, Verdict.NOT_RUN, reason))

@@ -31,6 +31,21 @@ def is_control(node: ir.Node) -> bool:
     return node.op_type in CONTROL and normal_domain(node.domain) == ""
 
 
+def drawn_name(node: ir.Node) -> str:
+    """Return what the draws of a random node go by: the name of its first result."""
+    return next((output.name for output in node.outputs if output.name), "")
+
+
+def drawn_names(graph: ir.Graph) -> frozenset[str]:
+    """Return what the draws of all random nodes of ``graph`` go by, bodies of control flow included."""
+    return frozenset(drawn_name(node) for node in graph.all_nodes() if is_random(node))
+
+
+def unpaired(a: frozenset[str], b: frozenset[str]) -> str:
+    """Return a draw of the first graph that the second cannot make alike, "" if none: one may draw less than the other."""
+    return "" if a <= b or b <= a else min(a - b)
+
+
 def random_operator(model: ir.Model) -> ir.Node | None:
     """Return the first node whose result differs from run to run, functions and subgraphs included."""
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]

@@ -20,6 +20,7 @@ from normfuse.validate.held import Held
 from normfuse.validate.noise import ordinary, undecided
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.rounding import Array, is_float, round_to, widen
+from normfuse.validate.scopes import drawn_name, is_random, unpaired
 
 Values = Sequence[dict[str, Held]]
 Forced = tuple[Collection[ir.Graph], Collection[ir.Graph]]
@@ -80,6 +81,9 @@ class Segment:
         OracleFailed where the reference does, OracleCannotRun as the oracle does.
         """
         found = Evaluated()
+        draws = [frozenset(drawn_name(node) for node in cone.nodes if is_random(node)) for cone in self.cones]
+        if lonely := unpaired(*draws):
+            raise OracleCannotRun(lonely, "a random operator", "the candidate has none of that name to draw alike")
         for index, given in enumerate(values):
             fed = {key: self._fed(held, f"{key}:{index}", key, quiet=quiet) for key, held in given.items()}
             known = {self.reference.values[key]: held for key, held in fed.items()}

@@ -41,6 +41,10 @@ ILL_CONDITIONED_ROUNDINGS = 64.0
 # Discrete results are undecided where the oracle's margin is at most 10·B: seen by perturbing ten times as much.
 UNDECIDED_SCALE = 10.0
 
+# Round, Floor, Ceil and Sign jump by one at least, so half of it tells a jump from rounding; other floats that jump (Mod,
+# ThresholdedRelu, Shrink) by their divisor or threshold, which is told from rounding by the share of ILL_CONDITIONED.
+JUMP = 0.5
+
 # The reference's own error is taken for a failure of the runtime (and no budget for the candidate) where it exceeds
 # both one percent of the values and thirty times what rounding explains.
 REFERENCE_FAILS_SHARE = 1e-2

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from normfuse.validate import tolerance
+from normfuse.validate.cuts import needs
+from normfuse.validate.decisions import decided
 from normfuse.validate.held import Held
 from normfuse.validate.inputs import Family
-from normfuse.validate.noise import ordinary, undecided
+from normfuse.validate.noise import ordinary
+from normfuse.validate.noise import undecided as undecided_noise
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.rounding import is_float
+from normfuse.validate.scopes import is_control, is_random
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """One family with, per feed, the outputs in float64, those of the perturbed runs, and captured values.
+    """One family with, per feed, the outputs in float64, those of the perturbed runs, and captured values: of those,
+    what random nodes draw and deciding ones decide.
 
     in_range: the outputs where every result beyond float16 becomes infinite, as on a device; None without float16.
+    undecided: how many decisions inside the graph fall otherwise when rounding is ten times as large.
     """
 
     family: Family
@@ -28,36 +35,74 @@ class Truth:
     perturbed: tuple[tuple[dict[str, Held], ...], ...]
     in_range: tuple[dict[str, Held], ...] | None
     seconds: float
+    undecided: int = 0
 
 
 def evaluate(oracle: Oracle, family: Family, *, capture: Collection[str] = ()) -> Truth:
     """Return the truth of ``family``. Raises OracleCannotRun, OracleFailed.
 
-    Where a result jumps inside the graph (QuantizeLinear, Round, a comparison), end to end only faults above ten
-    roundings are told from a decision that fell otherwise: P is that of the runs that perturb ten times as much.
-    Segments cut there.
+    Where a decision inside the graph (QuantizeLinear, Round, a comparison) falls otherwise in a run that perturbs ten
+    times as much, P is that of those runs: end to end only faults above ten roundings are told from such a decision.
+    Segments cut there, and so do :mod:`cuts`. Decisions in bodies of control flow are not seen and taken to do so.
     """
-    perturbed = []
-    jumps = bool(oracle.jumps())
-    discrete = jumps or any(not is_float(value.dtype) for value in oracle.graph.outputs)
+    jumps = oracle.jumps()
+    decisions = needs([node for node in jumps if not is_control(node)])
+    drawn = needs([node for node in oracle.nodes if is_random(node)])
+    discrete = bool(jumps) or any(not is_float(value.dtype) for value in oracle.graph.outputs)
     start = time.monotonic()
-    outputs = [oracle.run(feed, capture=capture) for feed in family.feeds]
+    outputs = [oracle.run(feed, capture=[*capture, *decisions, *drawn]) for feed in family.feeds]
     seconds = time.monotonic() - start
-    for feed in family.feeds:
+    perturbed: list[list[dict[str, Held]]] = []
+    near_ties: list[list[dict[str, Held]]] = []
+    undecided = 0
+    for feed, truth in zip(family.feeds, outputs, strict=True):
         oracle.forget()
-        runs = [] if jumps else [oracle.run(feed, noise=noise) for noise in ordinary(family.runs)]
-        if discrete:
-            near_ties = undecided(tolerance.PERTURBED_RUNS, tolerance.UNDECIDED_SCALE)
-            wide = [oracle.run(feed, noise=noise) for noise in near_ties]
-            runs = wide if jumps else [_with_discrete(run, other) for run, other in zip(runs, wide, strict=False)]
-        perturbed.append(tuple(runs))
+        noises = undecided_noise(tolerance.PERTURBED_RUNS, tolerance.UNDECIDED_SCALE) if discrete else ()
+        near_ties.append([oracle.run(feed, noise=noise, capture=decisions) for noise in noises])
+        undecided += sum(
+            _differing(truth[name], [run[name] for run in near_ties[-1]]) for name in _telling(jumps, truth)
+        )
+    is_loose = undecided > 0 or any(is_control(node) for node in jumps)
+    for feed, wide in zip(family.feeds, near_ties, strict=True):
+        oracle.forget()
+        runs = wide if is_loose else [oracle.run(feed, noise=noise) for noise in ordinary(family.runs)]
+        perturbed.append(runs if is_loose or not wide else _with_discrete(runs, wide))
     oracle.forget()
     in_range = tuple(oracle.run(feed, in_range=True) for feed in family.feeds) if oracle.has_half_types else None
-    return Truth(family, tuple(outputs), tuple(perturbed), in_range, seconds)
+    return Truth(family, tuple(outputs), tuple(map(tuple, perturbed)), in_range, seconds, undecided)
 
 
-def _with_discrete(run: dict[str, Held], wide: dict[str, Held]) -> dict[str, Held]:
-    return {name: held if is_float(held.dtype) else wide[name] for name, held in run.items()}
+def _telling(jumps: Sequence[ir.Node], truth: dict[str, Held]) -> list[str]:
+    """Return the results that show how a node decided: the discrete ones where it has any."""
+    found: list[str] = []
+    for node in jumps:
+        names = [value.name or "" for value in decided(node) if not is_control(node)]
+        found += [name for name in names if not is_float(truth[name].dtype)] or names
+    return found
+
+
+def _differing(truth: Held, others: Sequence[Held]) -> int:
+    """Return how many elements of a decision one of ``others`` has otherwise."""
+    array = np.asarray(truth.data)
+    if any(np.shape(other.data) != array.shape for other in others):
+        return max(1, array.size)
+    different = np.zeros(array.shape, dtype=bool)
+    for other in others:
+        if is_float(truth.dtype):
+            with np.errstate(invalid="ignore"):
+                jump = min(tolerance.JUMP, tolerance.ILL_CONDITIONED * float(np.abs(array).max(initial=0.0)))
+                different |= np.abs(np.asarray(other.data) - array) > jump
+        else:
+            different |= np.asarray(other.data) != array
+    return int(np.count_nonzero(different))
+
+
+def _with_discrete(runs: Sequence[dict[str, Held]], wide: Sequence[dict[str, Held]]) -> list[dict[str, Held]]:
+    """Return ``runs`` with the discrete results of ``wide``."""
+    return [
+        {name: held if is_float(held.dtype) else other[name] for name, held in run.items()}
+        for run, other in zip(runs, wide, strict=False)
+    ]
 
 
 def output_type(value: ir.Value, held: Held) -> ir.DataType:

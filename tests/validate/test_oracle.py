@@ -372,13 +372,45 @@ def test_functions_are_inlined_and_the_model_is_not_changed() -> None:
     assert [node.op_type for node in given_model.graph] == ["Twice"]
 
 
+def test_refusal() -> None:
+    with pytest.raises(OracleCannotRun, match="no implementation"):
+        run("Mystery", [X3], domain="somebody")
+
+
 @pytest.mark.parametrize(
-    ("op", "domain", "words"),
-    [("Mystery", "somebody", "no implementation"), ("RandomNormalLike", "", "differs from run to run")],
+    ("op", "arrays", "attributes", "mean", "deviation"),
+    [
+        ("RandomNormalLike", [np.zeros((100, 100))], {"mean": 3.0, "scale": 2.0}, 3.0, 2.0),
+        ("RandomUniform", [], {"shape": [100, 100], "low": -1.0, "high": 3.0}, 1.0, 4 / math.sqrt(12)),
+        ("Bernoulli", [np.full((100, 100), 0.2)], {}, 0.2, 0.4),
+        ("Dropout", [np.ones((100, 100)), np.array(0.2), np.array(True)], {}, 1.0, 0.5),
+    ],
 )
-def test_refusals(op: str, domain: str, words: str) -> None:
-    with pytest.raises(OracleCannotRun, match=words):
-        run(op, [X3], domain=domain)
+def test_draws_are_of_their_distribution_and_the_same_in_every_run(
+    op: str, arrays: list[Array | None], attributes: dict[str, Any], mean: float, deviation: float
+) -> None:
+    first, second = (run(op, arrays, opset=15, **attributes)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert abs(first.mean() - mean) < 5 * deviation / 100
+    assert abs(first.std() - deviation) < 0.05 * deviation
+
+
+def test_multinomial_draws_by_its_logits() -> None:
+    logits = np.log(np.array([[0.5, 0.5, 1e-9], [1e-9, 1e-9, 1.0]]))
+    found = run("Multinomial", [logits], sample_size=1000, dtype=7)[0]
+    assert found.shape == (2, 1000)
+    assert abs(np.mean(found[0] == 0) - 0.5) < 0.08
+    assert (found[1] == 2).all()
+
+
+def test_loop_whose_trips_differ_in_shape_fails_in_words() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (int64 n) => (float[a,b] y)
+        <bool yes = {1}> { y = Loop (n, yes) <body = b (int64 i, bool c) => (bool k, float[m] s) {
+            k = Identity (c)  one = Constant <value = int64[1] {1}> ()  p = Reshape (i, one)  s = ConstantOfShape (p) }> }"""
+    with pytest.raises(
+        OracleFailed, match="Loop at node 'y' failed in float64: all input arrays must have the same shape"
+    ):
+        Oracle(ir.from_proto(onnx.parser.parse_model(text))).run({"n": np.array(3)})
 
 
 @pytest.mark.parametrize("limits", [Limits(macs=10), Limits(live_bytes=100)])

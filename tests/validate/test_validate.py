@@ -16,6 +16,7 @@ from normfuse.emit.target import Provider
 from normfuse.errors import ModelIOError, ValidationError
 from normfuse.report.verdict import ValidationReport, Verdict
 from normfuse.validate import validate
+from normfuse.validate.oracle import Oracle
 from tests.validate.nets import Array, Block, blocks, folded, info, model, network
 
 pytest.importorskip("onnxruntime")
@@ -207,35 +208,48 @@ def test_crash_of_the_runtime_is_survived() -> None:
         assert "it cannot run the original: the" in reason
 
 
-def test_random_operator_in_an_unchanged_part() -> None:
-    """The changed part is judged alone, on what the original's run puts in; the provider can say nothing."""
-    block = blocks(1)[0]
-    tensors: dict[str, Array] = {"scale": block.scale[:3].astype("f"), "bias": block.bias[:3].astype("f")}
+NOISY = """<ir_version: 8, opset_import: ["": 17]> g (float[N,6,8,8] x) => (float[N,6,8,8] y) {{
+    z = RandomNormalLike (x)  a = Add (x, z)  r = Constant <value_float = 0.3> ()  t = Constant <value = bool {{1}}> ()
+    d, mask = Dropout (a, r, t)  {tail} }}"""
 
-    def noisy(tail: list[onnx.NodeProto], extra: dict[str, Array]) -> onnx.ModelProto:
-        nodes = [
-            helper.make_node("RandomNormalLike", ["x"], ["noise"]),
-            helper.make_node("Add", ["x", "noise"], ["sum"]),
-            *tail,
-        ]
-        return model(nodes, [info("x", "float32", [2, 3, 8, 8])], [info("y", "float32", [2, 3, 8, 8])], extra)
 
-    norm = [helper.make_node("InstanceNormalization", ["sum", "scale", "bias"], ["y"])]
-    group = [helper.make_node("GroupNormalization", ["sum", "scale", "bias"], ["y"], num_groups=3)]
-    wrong = [helper.make_node("GroupNormalization", ["sum", "scale", "bias"], ["y"], num_groups=1)]
-    reference = noisy(norm, tensors)
-    candidates = []
-    for tail in (group, wrong):
-        candidates.append(noisy(tail, tensors))
-        candidates[-1].opset_import[0].version = 21
-    good, bad = (validate(reference, candidate) for candidate in candidates)
-    assert good.verdict is Verdict.EQUIVALENT
-    assert leg(good, "cpu") == (
+def noisy(tail: str) -> onnx.ModelProto:
+    """A random term and a Dropout in training mode, then ``tail``, which has factors k, l and k · l per channel."""
+    proto = onnx.parser.parse_model(NOISY.format(tail=tail))
+    factors = np.random.default_rng(5).normal(size=(2, 6, 1, 1))
+    for name, array in (("k", factors[0]), ("l", factors[1]), ("kl", factors[0] * factors[1])):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype("f"), name))
+    return proto
+
+
+def test_random_operators_draw_alike_in_both_graphs() -> None:
+    """On the provider, which would not, their draws become inputs."""
+    reference = noisy("p = Mul (d, k)  y = Mul (p, l)")
+    report = validate(reference, noisy("y = Mul (d, kl)"))
+    assert [item.verdict for item in report.legs] == [Verdict.EQUIVALENT, Verdict.EQUIVALENT], report.table()
+    assert "random, with the same draws given to both graphs: RandomNormalLike at node 'z' and 1 more" in report.notes
+    assert {check.inputs.split(", ")[1] for check in report.checks if check.leg == "cpu"} == {"cut"}
+    report = validate(reference, noisy("p = Mul (d, k)  y = Mul (p, k)"), quick=True)
+    assert [item.verdict for item in report.legs] == [Verdict.DIVERGENT, Verdict.DIVERGENT]
+
+
+def test_random_operator_that_is_dropped_is_found() -> None:
+    assert validate(noisy("y = Mul (d, kl)"), noisy("y = Mul (a, kl)"), providers=()).verdict is Verdict.DIVERGENT
+
+
+def test_random_operator_of_another_name_leaves_the_changed_part() -> None:
+    """The draws cannot be paired, so only what has changed is judged; the provider can say nothing."""
+    reference, candidate = noisy("y = Mul (d, kl)"), noisy("p = Mul (d, k)  y = Mul (p, l)")
+    for node in candidate.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["other" if name == "z" else name for name in names]
+    report = validate(reference, candidate)
+    assert leg(report, "cpu") == (
         Verdict.NOT_RUN,
-        "the result differs from run to run: RandomNormalLike at node 'noise'",
+        "the result differs from run to run: RandomNormalLike at node 'z'",
     )
-    assert "not end to end: 1 changed regions were verified alone" in " ".join(good.notes)
-    assert bad.verdict is Verdict.DIVERGENT
+    assert "the candidate has none of that name to draw alike" in report.notes[0]
+    assert "not end to end: " in " ".join(report.notes)
 
 
 def test_unknown_operator_in_an_unchanged_part() -> None:
@@ -314,9 +328,53 @@ def test_quantizer_in_the_middle_and_argmax_at_the_end() -> None:
     good, bad = folded(parameters), folded(planted(parameters, 0, scaled(2, 1.001)))
     report = validate(quantized(network(parameters)), quantized(good))
     assert [item.verdict for item in report.legs] == [Verdict.EQUIVALENT, Verdict.EQUIVALENT]
-    assert "QuantizeLinear at node '' jumps at ties" in report.notes[0]
     report = validate(quantized(network(parameters)), quantized(bad), providers=())
     assert "segment 'norm0'" in leg(report, "oracle")[1]
+
+
+QUANTISED = """<ir_version: 10, opset_import: ["": 21]> g (float[2,6,32,32] x) => (float[2,6,32,32] y)
+    <float step = {{0.00001}}, uint16 zero = {{0}}> {{
+    a = {first}  n = Clip (a, , top)  q = QuantizeLinear (n, step, zero)  d = DequantizeLinear (q, step, zero)
+    y = {last} }}"""
+
+
+def quantised(first: str, last: str = "Mul (d, k)") -> onnx.ModelProto:
+    """Quanta near the rounding of what is quantised: ten times as much and some fall otherwise."""
+    proto = onnx.parser.parse_model(QUANTISED.format(first=first, last=last))
+    k = np.random.default_rng(5).uniform(0.5, 1.5, size=(6, 1, 1)).astype("f")
+    arrays = {"k": k, "r": 1 / k, "top": np.float32(0.6)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), n) for n, v in arrays.items())
+    return proto
+
+
+def test_graphs_are_cut_where_decisions_lie_near_a_tie() -> None:
+    reference = quantised("Mul (x, k)")
+    report = validate(reference, quantised("Div (x, r)"), quick=True)
+    assert [item.verdict for item in report.legs] == [Verdict.EQUIVALENT, Verdict.EQUIVALENT], report.table()
+    assert any(
+        " decisions lie within rounding of a tie (QuantizeLinear at node 'q'): judged cut there as well" in note
+        for note in report.notes
+    )
+    subjects = {check.subject for check in report.checks if check.inputs.startswith("standard normal, cut")}
+    assert {"output 'input 0 of QuantizeLinear 'q''", "output 'y'"} <= subjects
+    report = validate(reference, quantised("Mul (x, k)", "Add (d, k)"), quick=True)
+    assert any(
+        check.verdict is Verdict.DIVERGENT and check.inputs.startswith("standard normal, cut")
+        for check in report.checks
+        if check.leg == "cpu"
+    )
+
+
+def test_comparison_of_integers_decides_nothing() -> None:
+    """The mask of a transformer: what it compares is exact, so the budget is that of ordinary rounding."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N,4] x, int64[N,4] mask) => (float[N,4] y)
+        <int64 zero = {0}, float low = {-10.0}> { c = Equal (mask, zero)  y = Where (c, low, x) }"""
+    oracle = Oracle(ir.from_proto(onnx.parser.parse_model(text)))
+    assert oracle.jumps() == ()
+    text = (
+        text.replace("int64[N,4] mask", "float[N,4] mask").replace("int64 zero", "float zero").replace("{0}", "{0.0}")
+    )
+    assert [node.op_type for node in Oracle(ir.from_proto(onnx.parser.parse_model(text))).jumps()] == ["Equal"]
 
 
 def test_a_family_that_the_original_cannot_take_is_named() -> None:
