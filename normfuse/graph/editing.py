@@ -62,16 +62,19 @@ def removal_refusal(removes: Sequence[ir.Node], rewired: Set[ir.Value]) -> Decli
         for output in node.outputs:
             if output in rewired:
                 continue
-            what = f"the result of {node.op_type} '{describe(node)}'"
             if output.is_graph_output():
-                return Declined(f"{what} is also a graph output", node)
+                return Declined(f"{_result_of(node)} is also a graph output", node)
             for user, _ in output.uses():
                 if user in removed:
                     continue
                 if user.graph is not node.graph:
-                    return Declined(f"{what} is also captured by a subgraph, at '{describe(user)}'", node)
-                return Declined(f"{what} is also used by '{describe(user)}'", node)
+                    return Declined(f"{_result_of(node)} is also captured by a subgraph, at '{describe(user)}'", node)
+                return Declined(f"{_result_of(node)} is also used by '{describe(user)}'", node)
     return None
+
+
+def _result_of(node: ir.Node) -> str:
+    return f"the result of {node.op_type} '{describe(node)}'"
 
 
 _FUNCTIONS = 8

@@ -27,7 +27,8 @@ def input_at(node: ir.Node, index: int) -> ir.Value | None:
 
 def has_parameters(node: ir.Node) -> bool:
     """Whether an attribute of ``node`` refers to a parameter of the enclosing function."""
-    return any(attribute.is_ref() for attribute in node.attributes.data.values())
+    attributes = node.attributes.data  # the plain dictionary: most nodes have none, and this is asked of every node
+    return bool(attributes) and any(attribute.is_ref() for attribute in attributes.values())
 
 
 def reads_output(node: ir.Node, index: int) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import onnx_ir as ir
 
+from normfuse.graph.reading import is_standard
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.recognise.channel_maps import find_channel_maps
 from normfuse.recognise.contrib import (
@@ -25,17 +26,19 @@ from normfuse.recognise.standard import batch_norm, group_norm, instance_norm, l
 
 Recogniser = Callable[[ir.Node, Reading], NormSite | Declined | None]
 
-RECOGNISERS: tuple[Recogniser, ...] = (
+RECOGNISERS: Mapping[str, tuple[Recogniser, ...]] = {
     # The longest spelling first: a reshaped GroupNorm holds an InstanceNormalization.
-    reshaped_group_norm,
-    tiled_batch_norm,
-    fused_layer_norm,
-    mean_variance_norm,
-    batch_norm,
-    instance_norm,
-    group_norm,
-    layer_norm,
-    rms_norm,
+    "InstanceNormalization": (reshaped_group_norm, instance_norm),
+    "BatchNormalization": (tiled_batch_norm, fused_layer_norm, batch_norm),
+    "MeanVarianceNormalization": (mean_variance_norm,),
+    "GroupNormalization": (group_norm,),
+    "LayerNormalization": (layer_norm,),
+    "RMSNormalization": (rms_norm,),
+    "SimplifiedLayerNormalization": (simplified_layer_norm,),
+}
+"""By the operator of the default domain at which a norm stands: those that may know it, in the order of asking."""
+
+FOREIGN: tuple[Recogniser, ...] = (
     simplified_layer_norm,
     skip_layer_norm,
     skip_simplified_layer_norm,
@@ -43,6 +46,7 @@ RECOGNISERS: tuple[Recogniser, ...] = (
     custom_norm,
     known_by_name,
 )
+"""Those that are asked about an operator of any other domain."""
 
 
 def find_norms(graph: Iterable[ir.Node], reading: Reading) -> tuple[NormSite | Declined, ...]:
@@ -56,8 +60,7 @@ def find_norms(graph: Iterable[ir.Node], reading: Reading) -> tuple[NormSite | D
     found: list[NormSite | Declined] = []
     claimed: set[ir.Node] = set()
     for node in nodes:
-        # A cheap look first: these recognisers stand at operators of other domains, or at ones named after a norm.
-        if ("Norm" not in node.op_type and node.domain in ("", "ai.onnx")) or node in claimed:
+        if (node.op_type not in RECOGNISERS and is_standard(node)) or node in claimed:
             continue
         if node.inputs and reading.constants.array(node.inputs[0]) is not None:
             continue  # the norm of a weight is a constant, no layer
@@ -76,7 +79,7 @@ def find_norms(graph: Iterable[ir.Node], reading: Reading) -> tuple[NormSite | D
 
 def recognise(node: ir.Node, reading: Reading) -> NormSite | Declined | None:
     """Return what the first recogniser says that knows ``node``."""
-    for recogniser in RECOGNISERS:
+    for recogniser in RECOGNISERS.get(node.op_type, ()) if is_standard(node) else FOREIGN:
         result = recogniser(node, reading)
         if result is not None:
             return result

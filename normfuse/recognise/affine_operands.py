@@ -12,8 +12,8 @@ from normfuse.graph.constants import Array
 from normfuse.recognise.core import Core
 from normfuse.recognise.layout import Axes, Layout, layout_of, lies_along, size_of
 from normfuse.recognise.parameters import detached
+from normfuse.recognise.reader import Reader
 from normfuse.recognise.terms import Factors
-from normfuse.recognise.vocabulary import Reader
 from normfuse.spec import AffineAxes, Trailing
 
 

@@ -16,7 +16,7 @@ from normfuse.graph.reading import has_parameters, input_at, is_op
 from normfuse.graph.site import NormSite, Operands, Reading
 from normfuse.recognise.affine_chain import Channels, Link, follow, is_linear, read_link
 from normfuse.recognise.parameters import detached
-from normfuse.recognise.vocabulary import FLOATS
+from normfuse.recognise.reader import FLOATS
 from normfuse.spec import AffineLayout, NormSpec, Stored
 
 _ARITHMETIC = ("Mul", "Add", "Sub", "Div")

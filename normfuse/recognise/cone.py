@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from normfuse.graph.site import Reading
 from normfuse.recognise.parameters import Parameters
-from normfuse.recognise.vocabulary import READ, Reader
+from normfuse.recognise.reader import Reader
+from normfuse.recognise.vocabulary import READ, read
 
 _MOST_NODES = 96
 """Nodes read above one x. The longest norm known here has 40."""
@@ -38,7 +39,7 @@ def read_cone(
         if not waiting:
             break
         _, node = heapq.heappop(waiting)
-        known = reader.read(node)
+        known = read(reader, node)
         if known is not None:
             reader.known[node.outputs[0]] = known
             visit(node.outputs[0])

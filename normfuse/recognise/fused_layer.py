@@ -18,11 +18,12 @@ from normfuse.recognise.dims import dims_of, is_dim
 from normfuse.recognise.followers import with_following_affine
 from normfuse.recognise.layout import Axes, size_of
 from normfuse.recognise.parameters import Parameters
+from normfuse.recognise.reader import Known, Reader
 from normfuse.recognise.refined import is_filled, restores
 from normfuse.recognise.reshaped import sole_user
 from normfuse.recognise.standard import epsilon, trains, unreadable
 from normfuse.recognise.terms import X
-from normfuse.recognise.vocabulary import Known, Reader
+from normfuse.recognise.vocabulary import read
 from normfuse.spec import NormSpec, Trailing
 
 _BATCH: Axes = (-4, -2, -1)
@@ -32,11 +33,15 @@ _MOST_NODES = 24
 
 def fused_layer_norm(node: ir.Node, reading: Reading) -> NormSite | None:
     """Read the layer norm around the BatchNormalization ``node``; None where it is none."""
+    viewed = input_at(node, 0)
+    there = None if viewed is None else viewed.producer()
+    if viewed is None or there is None or not is_op(there, "Reshape"):
+        return None
     if not is_op(node, "BatchNormalization") or unreadable(node, inputs=5) is not None or trains(node, reading.opset):
         return None
-    viewed, scale, bias, mean, variance = node.inputs[:5]
-    there, back = None if viewed is None else viewed.producer(), sole_user(node.outputs[0])
-    if viewed is None or there is None or back is None or not is_op(there, "Reshape") or not is_op(back, "Reshape"):
+    scale, bias, mean, variance = node.inputs[1:5]
+    back = sole_user(node.outputs[0])
+    if back is None or not is_op(back, "Reshape"):
         return None
     x = input_at(there, 0)
     if x is None or has_parameters(there) or has_parameters(back) or not restores(x, back, reading):
@@ -87,7 +92,7 @@ def _of_batch(
         return None
     reader = Reader(viewed, reading, Parameters(nodes, reading))
     for node in nodes:
-        known = reader.read(node)
+        known = read(reader, node)
         if known is not None:
             reader.known[node.outputs[0]] = known
     terms = reader.terms

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from normfuse.graph.reading import is_op
+from normfuse.recognise.reader import Reader
 from normfuse.recognise.terms import X
-from normfuse.recognise.vocabulary import Reader
 
 _MOST_ESCORTS = 24
 """Nodes of shape arithmetic on interior values; exporters use about six."""

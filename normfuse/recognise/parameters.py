@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +14,22 @@ from normfuse.graph.editing import initializer
 from normfuse.graph.reading import input_at, is_op, is_standard
 from normfuse.graph.site import Reading
 from normfuse.recognise.dims import Dim
+from normfuse.recognise.terms import Term
 
 _RANDOM = frozenset(
     ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
 )
 _LARGEST_OPERAND = 1 << 22
 """Elements of a parameter that is written anew; a γ has thousands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """An operand that is constant, of ``rank`` axes: a number of type ``dtype``, or a parameter of more elements."""
+
+    term: Term
+    rank: int
+    dtype: np.dtype[np.generic] | None
 
 
 class Parameters:
@@ -28,6 +40,7 @@ class Parameters:
         self._computed: set[ir.Value] = set()
         self._shapes: dict[ir.Value, tuple[int, ...] | None] = {}
         self._scalars: dict[ir.Value, Array | None] = {}
+        self._numbers: dict[ir.Value, Factor | None] = {}
         for node in graph:
             if self._is_constant(node):
                 self._computed.update(node.outputs)
@@ -35,8 +48,9 @@ class Parameters:
     def _is_constant(self, node: ir.Node) -> bool:
         if node.op_type in ("Shape", "CastLike", "Size"):
             return is_standard(node) and self._reading.constants.array(node.outputs[0]) is not None
-        if not all(value is None or self.holds(value) for value in node.inputs):
-            return False
+        for value in node.inputs:
+            if value is not None and not self.holds(value):
+                return False
         if not is_standard(node) or node.op_type in _RANDOM:
             return False
         return all(attribute.type != ir.AttributeType.GRAPH for attribute in node.attributes.values())
@@ -82,6 +96,17 @@ class Parameters:
         if array is not None and array.dtype.kind == "c" and not array.imag.any():
             array = array.real  # torch.onnx casts sizes to COMPLEX128 where it means BFLOAT16
         return array if array is not None and array.size == 1 and array.dtype.kind in "fiuV" else None
+
+    def number(self, value: ir.Value) -> Factor | None:
+        """Return a parameter of one element as a finite number."""
+        if value not in self._numbers:
+            scalar = self.scalar(value)
+            number = math.nan if scalar is None else float(scalar.astype(np.float64).reshape(-1)[0])
+            is_known = scalar is not None and math.isfinite(number)
+            self._numbers[value] = (
+                Factor(Term(number, ()), scalar.ndim, scalar.dtype) if scalar is not None and is_known else None
+            )
+        return self._numbers[value]
 
     def _seen_through(self, value: ir.Value) -> ir.Value:
         node = value.producer()

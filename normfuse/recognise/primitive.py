@@ -24,9 +24,10 @@ from normfuse.recognise.grouped import grouped_rows, view_of, within_casts
 from normfuse.recognise.interior import interior_of
 from normfuse.recognise.parameters import Parameters
 from normfuse.recognise.proposals import proposals
+from normfuse.recognise.reader import Reader
 from normfuse.recognise.saved import saved_statistics, unread_readers
 from normfuse.recognise.terms import Mean, Term, X
-from normfuse.recognise.vocabulary import REDUCTIONS, Reader
+from normfuse.recognise.vocabulary import REDUCTIONS
 from normfuse.spec import AffineAxes, AffineLayout, ComputeType, NormSpec, PerChannel, PerGroup, Trailing
 
 _CLASH = "a mean without kept dimensions broadcasts along another axis than it averages over"

@@ -20,10 +20,11 @@ from normfuse.recognise.dims import Dim, dims_of, is_dim, same_shape
 from normfuse.recognise.followers import with_following_affine
 from normfuse.recognise.grouped import view_of
 from normfuse.recognise.parameters import Parameters, detached
+from normfuse.recognise.reader import Reader
 from normfuse.recognise.reshaped import sole_user
 from normfuse.recognise.standard import epsilon, is_constant, spelling, trains, unreadable
 from normfuse.recognise.terms import X
-from normfuse.recognise.vocabulary import Reader
+from normfuse.recognise.vocabulary import read
 from normfuse.spec import AffineAxes, AffineLayout, NormSpec, PerChannel, PerGroup, Stored, Trailing
 
 
@@ -49,11 +50,11 @@ def _centred_rms(site: NormSite, reading: Reading) -> NormSite | None:
     if x is None or reduction is None or reduction.graph is not subtraction.graph:
         return None
     reader = Reader(x, reading, Parameters((), reading))
-    average = reader.read(reduction)
+    average = read(reader, reduction)
     if average is None or mean is None or average.term != reader.terms.mean(X, statistics.axes):
         return None
     reader.known[mean] = average
-    deviation = reader.read(subtraction)
+    deviation = read(reader, subtraction)
     if deviation is None or deviation.missing or deviation.clashes or sole_user(mean) is not subtraction:
         return None
     found = replace(
@@ -131,11 +132,14 @@ def tiled_batch_norm(node: ir.Node, reading: Reading) -> NormSite | Declined | N
     That is how torch exports InstanceNorm with running statistics; it does not depend on the batch. None where ``node``
     is no such BatchNormalization, or the repetition is not proven.
     """
+    viewed = input_at(node, 0)
+    there = None if viewed is None else viewed.producer()
+    if viewed is None or there is None or not is_op(there, "Reshape"):
+        return None
     if not is_op(node, "BatchNormalization") or unreadable(node, inputs=5) is not None or trains(node, reading.opset):
         return None
-    viewed = node.inputs[0]
-    there, back = None if viewed is None else viewed.producer(), sole_user(node.outputs[0])
-    if viewed is None or there is None or back is None or not is_op(there, "Reshape") or not is_op(back, "Reshape"):
+    back = sole_user(node.outputs[0])
+    if back is None or not is_op(back, "Reshape"):
         return None
     x = input_at(there, 0)
     count = None if x is None else channels(x)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from normfuse.recognise.core import Core
+from normfuse.recognise.reader import Reader
 from normfuse.recognise.terms import X
-from normfuse.recognise.vocabulary import Reader
 
 _DEAD = 4
 """Nodes one behind the other that nobody reads the end of; the body of LayerNormalization has two."""

@@ -105,16 +105,30 @@ class Terms:
 
     def number(self, base: Base) -> int:
         """Return the number of ``base``."""
-        known = self._numbers.get(base)
-        if known is not None:
-            return known
-        number = len(self._bases)
+        number = self._numbers.setdefault(base, len(self._bases))
+        if number < len(self._bases):
+            return number
         self._bases.append(base)
-        self._numbers[base] = number
-        self._varies.append(self._base_varies(base))
-        self._rooted.append(self._base_is_rooted(base))
-        self._positive.append(self._base_is_positive(base))
+        varies, is_rooted, is_positive = self._described(base)
+        self._varies.append(varies)
+        self._rooted.append(is_rooted)
+        self._positive.append(is_positive)
         return number
+
+    def _described(self, base: Base) -> tuple[bool, bool, bool]:
+        """Return whether ``base`` has the shape of x, holds a root of a mean, and is proven not to be negative."""
+        if isinstance(base, Mean):
+            return False, False, self._are_positive(base.of)
+        if isinstance(base, Sum):
+            varies, is_rooted, is_positive = False, False, base.constant >= 0
+            for factors, coefficient in base.addends:
+                varies = varies or self.varies(factors)
+                is_rooted = is_rooted or self.is_rooted(factors)
+                is_positive = is_positive and coefficient > 0 and self._are_positive(factors)
+            return varies, is_rooted, is_positive
+        if isinstance(base, Magnitude | Floor):
+            return self.varies(base.of), self.is_rooted(base.of), True
+        return isinstance(base, Variable), False, isinstance(base, Extent)
 
     def of(self, base: Base) -> Term:
         """Return ``base`` as a term."""
@@ -129,7 +143,10 @@ class Terms:
 
     def is_rooted(self, factors: Factors) -> bool:
         """Whether a root of a mean occurs, outside of further means."""
-        return any(self._rooted[base] or not exponent.is_integer() for base, exponent in factors)
+        for base, exponent in factors:  # noqa: SIM110 (the same)
+            if self._rooted[base] or not exponent.is_integer():
+                return True
+        return False
 
     def is_size(self, base: int) -> bool:
         """Whether ``base`` is made of sizes of x alone: N, or N − 1."""
@@ -202,7 +219,9 @@ class Terms:
     def _sum(self, constant: float, total: dict[Factors, float]) -> Term | None:
         if not total or len(total) > _MOST_ADDENDS:
             return None
-        ordered = sorted(total.items(), key=lambda item: self._rank(item[0]))
+        ordered = list(total.items())
+        if len(ordered) > 1:
+            ordered.sort(key=lambda item: self._rank(item[0]))
         leading = ordered[0][1]
         if len(ordered) == 1 and constant == 0.0:
             return Term(leading, ordered[0][0])
@@ -230,7 +249,7 @@ class Terms:
 
     def magnitude(self, term: Term) -> Term:
         """Return ``|term|``."""
-        if all(self._positive[base] or exponent % 2 == 0 for base, exponent in term.factors):
+        if self._are_positive(term.factors):
             return Term(abs(term.coefficient), term.factors)
         base = self.number(Magnitude(term.factors))
         return Term(abs(term.coefficient), ((base, 1.0),))
@@ -242,27 +261,8 @@ class Terms:
         base = self.number(Floor(term.factors, least / term.coefficient))
         return Term(term.coefficient, ((base, 1.0),))
 
-    def _base_varies(self, base: Base) -> bool:
-        if isinstance(base, Sum):
-            return any(self.varies(factors) for factors, _ in base.addends)
-        if isinstance(base, Magnitude | Floor):
-            return self.varies(base.of)
-        return isinstance(base, Variable)
-
-    def _base_is_rooted(self, base: Base) -> bool:
-        if isinstance(base, Sum):
-            return any(self.is_rooted(factors) for factors, _ in base.addends)
-        return isinstance(base, Magnitude | Floor) and self.is_rooted(base.of)
-
-    def _base_is_positive(self, base: Base) -> bool:
-        """Whether ``base`` is proven not to be negative."""
-        if isinstance(base, Mean):
-            return self._are_positive(base.of)
-        if isinstance(base, Sum):
-            return base.constant >= 0 and all(
-                coefficient > 0 and self._are_positive(factors) for factors, coefficient in base.addends
-            )
-        return isinstance(base, Extent | Magnitude | Floor)
-
     def _are_positive(self, factors: Factors) -> bool:
-        return all(self._positive[base] or exponent % 2 == 0 for base, exponent in factors)
+        for base, exponent in factors:  # noqa: SIM110 (the same)
+            if not (self._positive[base] or exponent % 2 == 0):
+                return False
+        return True

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from normfuse.graph.editing import Replacement
+from normfuse.graph.inference import infer
 from normfuse.graph.reading import bodies
-
-_NO_TENSORS = frozenset(
-    "SplitToSequence SequenceConstruct SequenceInsert SequenceErase SequenceEmpty SequenceMap Optional".split()
-)
 
 
 class Annotations:
@@ -46,8 +41,7 @@ class Annotations:
 def inferred(model: ir.Model) -> Iterator[Annotations]:
     """Give every value of ``model`` the type and shape that onnx infers, where the file states none, until the end.
 
-    Weights are not read: onnx_ir hands the graph over without them. A function's values get the types and shapes in
-    which all its calls agree.
+    Weights are not read. A function's values get the types and shapes in which all its calls agree.
     """
     lent = Annotations()
     try:
@@ -59,25 +53,11 @@ def inferred(model: ir.Model) -> Iterator[Annotations]:
 
 
 def _infer(model: ir.Model, lent: Annotations) -> None:
-    clone = model.clone()
-    _run(clone)
-    for own, other in zip(model.graphs(), clone.graphs(), strict=True):
-        _lend(own, other, lent)
+    for found in infer(model):
+        lent.lend(found.value, found.type, found.shape)
     for function in _callers_first(model):
         calls = [node for node in _all_nodes(model) if node.op_identifier() == function.identifier()]
         _infer_function(model, function, calls, lent)
-
-
-def _run(model: ir.Model) -> None:
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    silent, logger.disabled = (
-        logger.disabled,
-        True,
-    )  # what cannot be inferred stays unknown; a rule will say what it needs
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    finally:
-        logger.disabled = silent
 
 
 def _callers_first(model: ir.Model) -> list[ir.Function]:
@@ -116,7 +96,9 @@ def _infer_function(
     whole = ir.Model(
         clone, ir_version=model.ir_version, functions=[other.clone() for other in model.functions.values()]
     )
-    _run(whole)
+    for found in infer(whole):
+        found.value.type = found.value.type or found.type
+        found.value.shape = found.value.shape if found.shape is None else found.shape
     inner = (graph for graph in function.subgraphs())
     outer = (graph for graph in whole.graphs() if graph is not clone)
     _lend(function.graph, clone, lent)
@@ -142,10 +124,7 @@ def _agreed(values: list[ir.Value | None]) -> tuple[ir.TypeProtocol | None, ir.S
 
 def _lend(own: ir.Graph, other: ir.Graph, lent: Annotations) -> None:
     for value, copy in zip(_values(own), _values(other), strict=True):
-        producer = value.producer()
-        # onnx_ir merges the element type of an inferred sequence as if it were that of a tensor.
-        if producer is None or producer.op_type not in _NO_TENSORS:
-            lent.lend(value, copy.type, copy.shape)
+        lent.lend(value, copy.type, copy.shape)
 
 
 def _values(graph: ir.Graph) -> Iterable[ir.Value]:

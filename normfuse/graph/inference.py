@@ -1,0 +1,154 @@
+"""What onnx infers of the types and shapes of a model, which stays as it is.
+
+onnx infers on a serialised model. Here that is a skeleton: nodes, what is stated of values, and the small constants that
+shapes are computed from; no names of nodes, no texts, no weights. Building it costs a quarter of what a copy of the graph
+does, and of the result only types are read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import onnx
+import onnx_ir as ir
+
+from normfuse.graph.reading import subgraphs
+
+logger = logging.getLogger(__name__)
+
+_LARGEST_CONSTANT = 1000
+"""Bytes of an initializer that may say a shape, and is handed over."""
+
+Opaque = Callable[[ir.Node], bool]
+
+
+class Inferred(NamedTuple):
+    """What is inferred of ``value``; None where nothing is, or the file states it."""
+
+    value: ir.Value
+    type: ir.TypeProtocol | None
+    shape: ir.Shape | None
+
+
+def infer(model: ir.Model, is_identity: Opaque = lambda _: False) -> Iterator[Inferred]:
+    """Yield what onnx infers of the results of nodes beyond what is stated, subgraphs included, functions not.
+
+    is_identity: the nodes of which inference is to believe that their result is their first input. Only tensors are
+    told of. Nothing is yielded where the model cannot be serialised, or inference fails. A shape may be that of several
+    values: it is frozen.
+    """
+    try:
+        skeleton = onnx.ModelProto(ir_version=model.ir_version)
+        for domain, version in model.opset_imports.items():
+            skeleton.opset_import.add(domain=domain, version=version)
+        for function in model.functions.values():
+            ir.serde.serialize_function_into(skeleton.functions.add(), function)
+        _write_graph(skeleton.graph, model.graph, is_identity, is_outermost=True)
+        result = onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
+    except Exception as error:  # onnx raises what it likes; without shapes less is known, and nothing is wrong
+        logger.debug("no shapes are inferred: %s", error)
+        return
+    yield from _read_graph(model.graph, result.graph, {})
+
+
+def _write_graph(proto: onnx.GraphProto, graph: ir.Graph, is_identity: Opaque, *, is_outermost: bool) -> None:
+    proto.name = graph.name or "graph"
+    for value in graph.inputs:
+        _write_value(proto.input.add(), value)
+    listed = set(graph.inputs)
+    for value in graph.initializers.values():
+        if value not in listed:
+            # A subgraph has as many inputs as its node gives it; the main graph may have more.
+            _write_value(proto.input.add() if is_outermost else proto.value_info.add(), value)
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes <= _LARGEST_CONSTANT:
+            own = proto.initializer.add()
+            ir.serde.serialize_tensor_into(own, tensor)
+            own.name = value.name or ""
+    for node in graph:
+        _write_node(proto.node.add(), node, is_identity)
+        for output in node.outputs:
+            if output.type is None and output.shape is None:
+                continue
+            if output.name and not output.is_graph_output():
+                _write_value(proto.value_info.add(), output)
+    for value in graph.outputs:
+        _write_value(proto.output.add(), value)
+
+
+def _write_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
+    tensor = value.const_value
+    if tensor is not None and (value.type is None or value.shape is None):
+        dtype = tensor.dtype if value.dtype is None else value.dtype
+        shape = ir.Shape(tensor.shape.numpy()) if value.shape is None else value.shape
+        value = ir.Value(name=value.name, type=ir.TensorType(dtype), shape=shape)
+    ir.serde.serialize_value_into(proto, value)
+
+
+def _write_node(proto: onnx.NodeProto, node: ir.Node, is_identity: Opaque) -> None:
+    proto.output.extend([output.name or "" for output in node.outputs])
+    if is_identity(node):
+        proto.op_type = "Identity"
+        proto.input.append((node.inputs[0] and node.inputs[0].name) or "")
+        return
+    proto.op_type = node.op_type
+    proto.input.extend(["" if value is None else value.name or "" for value in node.inputs])
+    if node.domain:
+        proto.domain = node.domain
+    if node.overload:
+        proto.overload = node.overload
+    if not node.attributes.data:
+        return
+    for attribute in node.attributes.data.values():
+        own = proto.attribute.add()
+        if attribute.is_ref():
+            ir.serde.serialize_reference_attribute_into(own, attribute)
+        elif attribute.type is ir.AttributeType.GRAPH:
+            own.name, own.type = attribute.name, onnx.AttributeProto.GRAPH
+            _write_graph(own.g, attribute.as_graph(), is_identity, is_outermost=False)
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            own.name, own.type = attribute.name, onnx.AttributeProto.GRAPHS
+            for inner in attribute.as_graphs():
+                _write_graph(own.graphs.add(), inner, is_identity, is_outermost=False)
+        else:
+            ir.serde.serialize_attribute_into(own, attribute)
+
+
+Known = dict[bytes, tuple[ir.DataType | None, ir.Shape | None]]
+
+
+def _read_graph(graph: ir.Graph, proto: onnx.GraphProto, known: Known) -> Iterator[Inferred]:
+    """Read what ``proto`` says of the results of ``graph``. known: types that have been read already, and are shared."""
+    types = {info.name: info.type for info in (*proto.value_info, *proto.output)}
+    for index, node in enumerate(graph):
+        for value in node.outputs:
+            lacks_type, lacks_shape = value.type is None, value.shape is None
+            told = types.get(value.name or "") if lacks_type or lacks_shape else None
+            if told is None or not told.HasField("tensor_type"):
+                continue
+            dtype, shape = _read_type(told, known)
+            # A type, unlike a frozen shape, may be changed in place: each value has its own.
+            type_ = ir.TensorType(dtype) if lacks_type and dtype is not None else None
+            yield Inferred(value, type_, shape if lacks_shape else None)
+        if node.attributes.data and (inner := subgraphs(node)):
+            twins = [own for attribute in proto.node[index].attribute for own in _graphs(attribute)]
+            for body, twin in zip(inner, twins, strict=True):
+                yield from _read_graph(body, twin, known)
+
+
+def _graphs(attribute: onnx.AttributeProto) -> tuple[onnx.GraphProto, ...]:
+    return (attribute.g,) if attribute.HasField("g") else tuple(attribute.graphs)
+
+
+def _read_type(proto: onnx.TypeProto, known: Known) -> tuple[ir.DataType | None, ir.Shape | None]:
+    key = proto.SerializeToString()
+    if key not in known:
+        element = proto.tensor_type.elem_type
+        shape = ir.serde.deserialize_type_proto_for_shape(proto)
+        known[key] = (
+            ir.DataType(element) if element else None,
+            None if shape is None else ir.Shape(shape, frozen=True),
+        )
+    return known[key]
