@@ -7,7 +7,7 @@ Norms that the target lacks or spells anew are read and written again; every oth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -38,8 +38,10 @@ _NORMS = frozenset({"LayerNormalization", "GroupNormalization", "RMSNormalizatio
 
 @dataclass(frozen=True, slots=True)
 class _Change:
+    """What becomes of a node. replacement: None where it stays as it is, and only ``caveats`` are to be said."""
+
     node: ir.Node
-    replacement: Replacement
+    replacement: Replacement | None
     caveats: tuple[str, ...] = ()
 
 
@@ -67,23 +69,22 @@ def convert_opset(model: ir.Model, opset: int) -> Conversion:
         return Conversion(f"opset {opset} already")
     with inferred(model) as annotations:
         changes = _decide(model, opset)
-        nodes = tuple(describe(change.node) for change in changes)
-        _release_bodies(model, changes)
+        notes = [f"{describe(change.node)}: {caveat}" for change in changes for caveat in change.caveats]
+        written = {change.node: change.replacement for change in changes if change.replacement is not None}
+        nodes = tuple(describe(node) for node in written)
+        _release_bodies(model, written)
         editor = Editor(model)
-        for change in changes:
-            editor.apply(change.replacement, change.node)
-            annotations.take_back(change.replacement)
+        for node, replacement in written.items():
+            editor.apply(replacement, node)
+            annotations.take_back(replacement)
     before = _set_opset(model, opset)
-    named = zip(nodes, changes, strict=True)
-    notes = [f"{node}: {caveat}" for node, change in named for caveat in change.caveats]
-    notes.extend(_raise_ir_version(model, opset, added=bool(changes)))
+    notes.extend(_raise_ir_version(model, opset, added=bool(written)))
     notes.extend(editor.finish())
-    return Conversion(_summary(before, opset, changes), nodes, tuple(notes))
+    return Conversion(_summary(before, opset, written), nodes, tuple(notes))
 
 
-def _release_bodies(model: ir.Model, changes: list[_Change]) -> None:
+def _release_bodies(model: ir.Model, rewritten: Collection[ir.Node]) -> None:
     """Forget the bodies of ai.normfuse whose callers are all written anew: their names are for those of the new opset."""
-    rewritten = {change.node for change in changes}
     graphs = (model.graph, *(function.graph for function in model.functions.values()))
     called = {node.op_identifier() for graph in graphs for node in graph.all_nodes() if node not in rewritten}
     for identifier in [key for key in model.functions if key[0] == OWN_DOMAIN and key not in called]:
@@ -110,7 +111,8 @@ def _decide(model: ir.Model, opset: int) -> list[_Change]:
                     changes.extend(_decided(node, reading, opset, in_function=graph in functions))
     except NoEquivalent as reason:
         for change in changes:
-            detach(change.replacement.adds)
+            if change.replacement is not None:
+                detach(change.replacement.adds)
         raise UnsupportedForm(str(reason)) from None
     return changes
 
@@ -149,7 +151,7 @@ def _operator(context: Context) -> _Change | None:
     try:
         result = convert(context)
         if result == operation_of(node) and has_room(node, opset):
-            return None
+            return _Change(node, None, tuple(context.caveats)) if context.caveats else None
         return _Change(node, _checked(context.replacing(result), opset), tuple(context.caveats))
     except NoEquivalent:
         context.discard_all()
@@ -229,7 +231,7 @@ def _raise_ir_version(model: ir.Model, opset: int, *, added: bool) -> list[str]:
     return notes
 
 
-def _summary(before: int, opset: int, changes: list[_Change]) -> str:
-    counts = Counter(change.node.op_type for change in changes)
+def _summary(before: int, opset: int, written: Iterable[ir.Node]) -> str:
+    counts = Counter(node.op_type for node in written)
     rewritten = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     return f"opset {before} → {opset}: {f'rewrote {rewritten}' if rewritten else 'no node changed'}"

@@ -232,6 +232,28 @@ def test_notes_say_what_was_done() -> None:
     assert model.ir_version == 10
 
 
+ONE_HOT = "g (int64[2] x, int64 d, float[2] v) => (float[2,a] y) { [n] y = OneHot (x, d, v) }"
+KNOWN_ROWS = "g (int64 d, float[2] v) => (float[2,a] y) { [n] y = OneHot (i, d, v) }"
+
+
+@pytest.mark.parametrize(
+    ("text", "arrays", "target", "notes"),
+    [
+        (
+            ONE_HOT, {}, 11,
+            ("n: indices below 0 count from the end from version 11 on, as onnxruntime had it; by version 9 they are in no row",),
+        ),
+        (ONE_HOT, {}, 10, ()),
+        (KNOWN_ROWS, {"i": ints(0, 2)}, 11, ()),
+    ],
+)  # fmt: skip
+def test_a_node_that_stays_as_it_is_may_mean_something_else(
+    text: str, arrays: dict[str, Array], target: int, notes: tuple[str, ...]
+) -> None:
+    model = ir.from_proto(build(text, arrays, opset=9, ir_version=8))
+    assert convert_opset(model, target) == Conversion(f"opset 9 → {target}: no node changed", notes=notes)
+
+
 def test_initializers_that_were_inputs_leave_them_when_ir_4_is_needed() -> None:
     proto = build(X + "BatchNormalization (x, s, b, m, v) }", parameters(4), opset=8, ir_version=3, as_inputs=True)
     model = converted(proto, 9)

@@ -141,6 +141,15 @@ def one_hot_down(operation: Operation, context: Context) -> Result:
     return operation.having(axis=axis + context.rank_of(indices) + 1)
 
 
+def one_hot_up(operation: Operation, context: Context) -> Result:
+    """Version 9 has no row for a negative index, version 11 counts it from the end; onnxruntime's always did."""
+    if not _has_no_negatives(operation.x(), context):
+        context.caveats.append(
+            "indices below 0 count from the end from version 11 on, as onnxruntime had it; by version 9 they are in no row"
+        )
+    return operation
+
+
 _AXIS = ("Concat", "Split", "Flatten", "ArgMax", "ArgMin", "Softmax", "LogSoftmax", "Hardmax", "Compress")
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 _AXES = ("Squeeze", "Unsqueeze", *(f"Reduce{kind}" for kind in _REDUCTIONS))
@@ -150,6 +159,7 @@ _BROADCASTING = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal",
 RAISING: dict[tuple[str, int], Rule] = {
     **{(name, 13): softmax_up for name in _SOFTMAXES},
     **{(name, 7): broadcast_up for name in _BROADCASTING},
+    ("OneHot", 11): one_hot_up,
     ("PRelu", 7): prelu_up,
 }
 LOWERING: dict[tuple[str, int], Rule] = {

@@ -1,6 +1,6 @@
 """The last resort: onnx's own converter, on one node without weights, believed only where the numbers agree.
 
-It drops attributes and functions without a word (facts.md 7), so it never sees a model: one node, typed inputs, the
+It drops attributes and functions without a word, so it never sees a model: one node, typed inputs, the
 checker after it, and both spellings evaluated on random inputs.
 """
 
