@@ -2,6 +2,8 @@
 
 The arrays come from the program that the graph was exported from, on the same input and in the same precision; where
 nothing is wrong they differ by rounding alone, and where something is, by less than two values that are not the same.
+Other values may lie near an array too (an activation without its small mean, or normalized a second time), so that
+arrays and values are paired off, the nearest pairs first.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ class Matched:
     inputs: dict[str, Held]
 
     def part_for(self, oracle: Oracle, result: Array) -> tuple[ir.Value, dict[ir.Value, Held]] | None:
-        """Return the value that is ``result``, and what its part of the graph is fed with; None if it is no value."""
-        name = self.names.get(id(result)) or _like(result, self.arrays)
+        """Return the value that is ``result``, one of the arrays, and what its part of the graph is fed with; None if it
+        is no value."""
+        name = self.names.get(id(result))
         if name is None:
             return None
         target = oracle.values[name]
@@ -46,20 +49,23 @@ class Matched:
 
 def match(oracle: Oracle, feed: Feed, arrays: Sequence[Array]) -> Matched:
     """Return which float value of ``oracle``'s graph each of ``arrays`` is. Raises OracleCannotRun, OracleFailed."""
-    floats = [array for array in arrays if array.dtype.kind == "f" and array.size]
-    by_shape: dict[tuple[int, ...], list[Array]] = {}
-    for array in floats:
-        by_shape.setdefault(array.shape, []).append(array)
+    by_shape: dict[tuple[int, ...], list[tuple[Array, float]]] = {}
+    for array in arrays:
+        if array.dtype.kind == "f" and array.size:
+            by_shape.setdefault(array.shape, []).append((array, _rms(array)))
     names = [name for name, value in oracle.values.items() if value.producer() is not None]
-    found, known = dict[int, str](), dict[str, Array]()
+    pairs: list[tuple[float, str, Array]] = []
     for start in range(0, len(names), _SLICE):
         for name, held in oracle.run(feed, capture=names[start : start + _SLICE]).items():
-            if not isinstance(held.data, np.ndarray) or not is_float(held.dtype) or name in known:
-                continue
-            same = _nearest(held.data, by_shape.get(held.data.shape, ()))
-            if same is not None:
-                found.setdefault(id(same), name)
-                known[name] = same
+            if isinstance(held.data, np.ndarray) and is_float(held.dtype):
+                others = by_shape.get(held.data.shape, ())
+                pairs.extend((distance, name, array) for distance, array in _near(held.data, others))
+    pairs.sort(key=lambda pair: pair[0])
+    found, known = dict[int, str](), dict[str, Array]()
+    for distance, name, array in pairs:
+        if name not in known and (distance < tolerance.SAME_FOR_SURE or id(array) not in found):
+            found.setdefault(id(array), name)
+            known[name] = array
     inputs = {
         value.name: Held(widen(np.asarray(feed[value.name])), value.dtype or ir.DataType.FLOAT)
         for value in oracle.graph.inputs
@@ -68,25 +74,21 @@ def match(oracle: Oracle, feed: Feed, arrays: Sequence[Array]) -> Matched:
     return Matched(found, known, inputs)
 
 
-def _like(array: Array, known: dict[str, Array]) -> str | None:
-    same = _nearest(array, [other for other in known.values() if other.shape == array.shape])
-    return next((name for name, other in known.items() if other is same), None)
+def _near(array: Array, others: Sequence[tuple[Array, float]]) -> list[tuple[float, Array]]:
+    """Return those of ``others``, each with its size, that differ from ``array`` by little enough to be the same, and
+    by what share."""
+    size = _rms(array)
+    near: list[tuple[float, Array]] = []
+    for other, other_size in others:
+        if abs(size - other_size) > tolerance.SAME_SHARE * other_size:
+            continue  # by the triangle inequality they are no nearer than that
+        with np.errstate(all="ignore"):
+            error = _rms(array - other)
+        distance = error / other_size if other_size > 0 else float(error > 0)
+        near.extend([(distance, other)] if distance < tolerance.SAME_SHARE else [])
+    return near
 
 
-def _nearest(array: Array, others: Sequence[Array]) -> Array | None:
-    """Return the one of ``others`` that differs least from ``array``, if that is little enough to be the same."""
-    nearest, least = None, tolerance.SAME_SHARE
-    for other in others:
-        distance = _distance(other, array)
-        if distance < least:
-            nearest, least = other, distance
-        if distance < tolerance.SAME_FOR_SURE:
-            break
-    return nearest
-
-
-def _distance(a: Array, b: Array) -> float:
+def _rms(array: Array) -> float:
     with np.errstate(all="ignore"):
-        size = float(np.mean(np.square(a)))
-        error = float(np.mean(np.square(a - b)))
-    return float(np.sqrt(error / size)) if size > 0 else float(error > 0)
+        return float(np.sqrt(np.mean(np.square(array))))

@@ -9,17 +9,13 @@ that it does not matter what the exporter called it, or what was folded into wha
 from __future__ import annotations
 
 import copy
-import inspect
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.errors import ValidationError
 from normfuse.report.verdict import Check, FailingInputs, Leg, ValidationReport, Verdict
 from normfuse.validate import pairing, tolerance
 from normfuse.validate.backends import Backend
@@ -28,8 +24,9 @@ from normfuse.validate.compare import Sample, judge
 from normfuse.validate.environment import environment
 from normfuse.validate.given import read_user_inputs
 from normfuse.validate.held import Held
-from normfuse.validate.inputs import Family, Feed, InputSpec, input_specs
+from normfuse.validate.inputs import Family, InputSpec, input_specs
 from normfuse.validate.legs import Outcome, conclude, lost
+from normfuse.validate.listening import Layer, run_module
 from normfuse.validate.matching import Matched, match
 from normfuse.validate.noise import ordinary
 from normfuse.validate.on_backend import Runner, judged, ran_elsewhere, why_not
@@ -38,26 +35,6 @@ from normfuse.validate.plan import families
 from normfuse.validate.rounding import Array
 from normfuse.validate.sessions import Failure, Results, Task
 from normfuse.validate.truth import Truth
-
-_NORM = re.compile(r"(Norm|Norm\dd|GRN)$")
-
-
-@dataclass(slots=True)
-class _Layer:
-    """One norm module: its name, its class, and the result of each call."""
-
-    name: str
-    kind: str
-    results: list[Array] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Captured:
-    """What went through the module on one feed."""
-
-    outputs: list[Array]
-    layers: list[_Layer]
-    tensors: list[Array]
 
 
 def validate_module(
@@ -117,8 +94,8 @@ def _truth(
     names = [value.name or "" for value in oracle.graph.outputs]
     outputs, perturbed, originals, found = [], [], [], []
     for feed in family.feeds:
-        exact = dict(zip(names, _run(wide, feed, specs, len(names), double=True).outputs, strict=True))
-        plainly = _run(plain, feed, specs, len(names), double=False).outputs
+        exact = dict(zip(names, run_module(wide, feed, specs, len(names), double=True).outputs, strict=True))
+        plainly = run_module(plain, feed, specs, len(names), double=False).outputs
         clean = oracle.run(feed)
         oracle.forget()
         noisy = [oracle.run(feed, noise=noise) for noise in ordinary(family.runs)]
@@ -196,76 +173,13 @@ def _on(
     return Outcome(conclude(backend.name, checks), tuple(checks), tuple(notes))
 
 
-def _run(module: Any, feed: Feed, specs: Sequence[InputSpec], wanted: int, *, double: bool) -> _Captured:
-    """Run ``module`` on one feed, listening to every part of it. Raises ValidationError where it rejects the feed."""
-    import torch
-
-    captured = _Captured([], [], [])
-    hooks = [
-        part.register_forward_hook(_listener(captured, name, part), with_kwargs=True)
-        for name, part in module.named_modules()
-        if double and name
-    ]
-    tensors = {spec.name: _tensor(feed[spec.name], double=double) for spec in specs}
-    parameters = inspect.signature(module.forward).parameters
-    by_name = set(tensors) <= set(parameters)
-    try:
-        with torch.no_grad():
-            result = module(**tensors) if by_name else module(*tensors.values())
-    except Exception as error:
-        # torch raises what the module's own code raises: any of it means that it does not take these inputs.
-        raise ValidationError(f"the module does not run on inputs that the exported model takes: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    captured.outputs = _arrays(result)
-    if len(captured.outputs) != wanted:
-        raise ValidationError(f"the module returns {len(captured.outputs)} tensors, the exported model {wanted}")
-    return captured
-
-
-def _listener(captured: _Captured, name: str, part: Any) -> Any:
-    layer = _Layer(name, type(part).__name__) if _NORM.search(type(part).__name__) else None
-    if layer is not None:
-        captured.layers.append(layer)
-
-    def listen(_: Any, arguments: Any, keywords: Any, result: Any) -> None:
-        results = _arrays(result)
-        captured.tensors.extend(_arrays((arguments, keywords)))
-        captured.tensors.extend(results)
-        if layer is not None and results:
-            layer.results.append(results[0])
-
-    return listen
-
-
-def _tensor(array: Array, *, double: bool) -> Any:
-    import torch
-
-    if array.dtype.name == "bfloat16":
-        tensor = torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
-    else:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.double() if double and tensor.is_floating_point() else tensor
-
-
-def _arrays(result: Any) -> list[Array]:
-    """Return the tensors in a result of any structure, in order."""
-    import torch
-    from torch.utils import _pytree
-
-    leaves = _pytree.tree_leaves(result)
-    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return [(item.float() if item.dtype == torch.bfloat16 else item).clone().numpy() for item in tensors]
-
-
 def _by_layer(
     wide: Any, oracle: Oracle, family: Family, specs: Sequence[InputSpec]
 ) -> tuple[list[Check], tuple[str, ...]]:
     """Judge every norm layer alone; return the checks and how many layers that were."""
     feed = family.feeds[0]
-    captured = _run(wide, feed, specs, len(oracle.graph.outputs), double=True)
-    layers = [layer for layer in captured.layers if layer.results]
+    captured = run_module(wide, feed, specs, len(oracle.graph.outputs), double=True, listen=True)
+    layers = list(captured.layers.values())
     try:
         matched = match(oracle, feed, captured.tensors)
     except (OracleCannotRun, OracleFailed) as error:
@@ -283,11 +197,14 @@ def _by_layer(
     notes = [f"verified {alone} of {len(layers)} norm layers alone"]
     if missing:
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-        notes.append(f"their results are no values of the exported graph: {', '.join(missing[:8])}{more}")
+        notes.append(
+            "judged end to end only, since no value of the exported graph is their result (folded or merged into what "
+            f"follows, left out, or far off): {', '.join(missing[:8])}{more}"
+        )
     return checks, tuple(notes)
 
 
-def _layer_checks(oracle: Oracle, matched: Matched, layer: _Layer, result: Array, inputs: str) -> tuple[Check, ...]:
+def _layer_checks(oracle: Oracle, matched: Matched, layer: Layer, result: Array, inputs: str) -> tuple[Check, ...]:
     part = matched.part_for(oracle, result)
     if part is None:
         return ()

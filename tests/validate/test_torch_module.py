@@ -86,3 +86,162 @@ def test_module_of_other_outputs(exported: tuple[Net, Any]) -> None:
 def test_module_that_rejects_the_inputs(exported: tuple[Net, Any]) -> None:
     with pytest.raises(ValidationError, match="the module does not run on inputs that the exported model takes"):
         validate(torch.nn.Linear(5, 3), exported[1], quick=True, providers=())
+
+
+class Shared(torch.nn.Module):
+    """One norm under two names and called three times, norms that are functions, one that takes statistics in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.LayerNorm(8)
+        self.again = self.layer
+        self.inner = Inner()
+
+    def forward(self, x: Any) -> Any:
+        h = self.again(torch.sin(self.layer(x)) + x)
+        h = self.inner(h) + torch.nn.functional.layer_norm(torch.cos(h), (8,), eps=1e-3)
+        return self.layer(h)
+
+
+class Inner(torch.nn.Module):
+    """A norm of timm's kind, by what it inherits; and RMSNorm as Llama writes it, as a function of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = GroupNormAct(2, 8)
+        self.rms = TinyRMSNorm(8)
+
+    def forward(self, x: Any) -> Any:
+        return self.rms(torch.nn.functional.group_norm(self.act(x), 4))
+
+
+class GroupNormAct(torch.nn.GroupNorm):
+    def forward(self, x: Any) -> Any:
+        return torch.relu(super().forward(x))
+
+
+class TinyRMSNorm(torch.nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(size) + 0.5)
+
+    def forward(self, x: Any) -> Any:
+        wide = x.to(torch.float32)
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def names(report: Any) -> set[str]:
+    """Return the norms that were judged alone."""
+    return {check.subject for check in report.checks if check.subject.startswith("norm") and "[" not in check.subject}
+
+
+def test_shared_norms_repeated_calls_and_functions() -> None:
+    module = Shared().eval()
+    report = validate(module, normfuse.export(module, [torch.randn(4, 8)]), quick=True, providers=())
+    assert report.verdict is Verdict.EQUIVALENT, report.table()
+    assert names(report) == {
+        "norm 'layer' (LayerNorm)", "norm 'layer_norm' (a function)", "norm 'inner.act' (GroupNormAct)",
+        "norm 'inner.group_norm' (a function)", "norm 'inner.rms' (TinyRMSNorm)",
+    }  # fmt: skip
+    assert sum(check.subject == "norm 'layer' (LayerNorm)" for check in report.checks) == 3
+    assert "verified 5 of 5 norm layers alone" in report.notes
+    assert not module.layer._forward_hooks
+    assert not module.layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda net: net.layer.bias.data[1].add_(1e-3), "norm 'layer' (LayerNorm)"),
+        (lambda net: setattr(net.inner.act, "eps", 1e-3), "norm 'inner.act' (GroupNormAct)"),
+        (lambda net: net.inner.rms.weight.data[3].mul_(1.001), "norm 'inner.rms' (TinyRMSNorm)"),
+    ],
+)
+def test_a_fault_in_such_a_norm_is_named(change: Any, name: str) -> None:
+    module = Shared().eval()
+    model = normfuse.export(module, [torch.randn(4, 8)])
+    change(module)
+    report = validate(module, model, quick=True, providers=())
+    assert name in {check.subject for check in report.checks if check.verdict is Verdict.DIVERGENT}
+
+
+def test_a_fault_in_a_function_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Shared().eval()
+    model = normfuse.export(module, [torch.randn(4, 8)])
+    norm = torch.nn.functional.group_norm
+    monkeypatch.setattr(Inner, "forward", lambda self, x: self.rms(norm(self.act(x), 4, eps=2e-5)))
+    report = validate(module, model, quick=True, providers=())
+    found = {check.subject for check in report.checks if check.verdict is Verdict.DIVERGENT}
+    assert "norm 'inner.group_norm' (a function)" in found
+
+
+def test_the_truth_is_float64_where_the_module_asks_for_less() -> None:
+    from normfuse.validate.inputs import InputSpec
+    from normfuse.validate.listening import run_module
+
+    module = TinyRMSNorm(8).double().eval()
+    x = torch.randn(4, 8)
+    spec = InputSpec("x", normfuse.export(TinyRMSNorm(8).eval(), [x]).graph.inputs[0].dtype, (4, 8))  # type: ignore[arg-type]
+    found = run_module(module, {"x": x.numpy()}, [spec], 1, double=True).outputs[0]
+    wide = x.double()
+    exact = module.weight.detach() * wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    assert abs(found - exact.numpy()).max() < 1e-14
+
+
+def test_norms_that_the_graph_has_no_value_of_are_told() -> None:
+    class Branches(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two = torch.nn.Conv2d(4, 4, 3, padding=1, bias=False), torch.nn.Conv2d(4, 4, 1, bias=False)
+            self.first, self.second = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+            for norm in (self.first, self.second):
+                norm.running_mean, norm.running_var = torch.randn(4), torch.rand(4) + 0.5
+
+        def forward(self, x: Any) -> Any:
+            return torch.relu(self.first(self.one(x)) + self.second(self.two(x)))
+
+    module = Branches().eval()
+    model = normfuse.fuse(normfuse.export(module, [torch.randn(2, 4, 8, 8)]))[0]
+    assert [node.op_type for node in model.graph] == ["Conv", "Relu"]
+    report = validate(module, model, quick=True, providers=())
+    assert report.verdict is Verdict.EQUIVALENT
+    assert report.notes == (
+        "verified 0 of 2 norm layers alone",
+        "judged end to end only, since no value of the exported graph is their result (folded or merged into what "
+        "follows, left out, or far off): first, second",
+    )
+
+
+class NearlyNormal(torch.nn.Module):
+    """Norms whose input has almost no mean or is normalized already, beside a norm of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(8, 8))
+        self.one, self.last, self.two = (torch.nn.LayerNorm(64, eps=1e-6) for _ in range(3))
+
+    def forward(self, x: Any) -> Any:
+        weight = torch.nn.functional.batch_norm(self.weight.reshape(1, 8, 8), None, None, training=True).reshape(8, 8)
+        h = self.two(torch.sin(self.last(self.one(x.flatten(1)))))
+        return h.reshape(-1, 8, 8) @ weight
+
+
+def test_values_that_lie_near_each_other_are_told_apart() -> None:
+    """Primitive norms show values, such as x - mean, that the module does not have and that are almost its own."""
+    module = NearlyNormal().eval()
+    model = normfuse.export(module, [torch.randn(4, 8, 8)])
+    for form in (normfuse.Form.STANDARD, normfuse.Form.PRIMITIVE):
+        candidate = normfuse.fuse(model, normfuse.Target(form))[0]
+        report = validate(module, candidate, quick=True, providers=())
+        assert report.verdict is Verdict.EQUIVALENT, report.table()
+        assert names(report) == {f"norm '{name}' (LayerNorm)" for name in ("one", "last", "two")}
+        assert report.notes == ("verified 3 of 3 norm layers alone",)
+    with torch.no_grad():
+        module.two.weight[5] *= 1.001
+    report = validate(module, candidate, quick=True, providers=())
+    failed = {check.subject.partition("[")[0] for check in report.checks if check.verdict is Verdict.DIVERGENT}
+    assert "norm 'two' (LayerNorm)" in failed
+    assert "norm 'one' (LayerNorm)" not in failed
