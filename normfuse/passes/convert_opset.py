@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import onnx_ir as ir
@@ -20,10 +20,11 @@ from normfuse.errors import UnsupportedForm
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import OWN_DOMAIN, Editor, Replacement, describe
-from normfuse.graph.reading import bodies, is_standard
+from normfuse.graph.reading import bodies, default_opset, is_standard
 from normfuse.graph.site import Declined, Reading
 from normfuse.passes.opset.annotations import inferred
 from normfuse.passes.opset.converter import converted
+from normfuse.passes.opset.expansion import expand, expandable
 from normfuse.passes.opset.operation import Context, NoEquivalent, operation_of
 from normfuse.passes.opset.rules import LOWERING, MISSING, RAISING
 from normfuse.passes.opset.schema import check_written, has_room, is_valid, versions
@@ -67,6 +68,19 @@ def convert_opset(model: ir.Model, opset: int) -> Conversion:
     sources = {source for _, source in bodies(model)}
     if sources <= {opset}:
         return Conversion(f"opset {opset} already")
+    source = default_opset(model)
+    expanded: tuple[str, ...] = ()
+    if expandable(model, source, opset):
+        trial = model.clone()  # a body may hold what the opset cannot say; the model is then as it was
+        expand(trial, source, opset)
+        _convert(trial, opset)
+        expanded = expand(model, source, opset)
+    done = _convert(model, opset)
+    remarks = tuple(f"{node}: written as its function body" for node in expanded)
+    return replace(done, nodes=(*expanded, *done.nodes), notes=(*remarks, *done.notes))
+
+
+def _convert(model: ir.Model, opset: int) -> Conversion:
     with inferred(model) as annotations:
         changes = _decide(model, opset)
         notes = [f"{describe(change.node)}: {caveat}" for change in changes for caveat in change.caveats]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from normfuse.graph.reading import reads_output
 from normfuse.passes.opset.axes import counted_from_front
+from normfuse.passes.opset.missing import filled
 from normfuse.passes.opset.operation import Context, NoEquivalent, Operation, Result, Rule
 
 
@@ -64,12 +65,31 @@ def split_18_down(operation: Operation, context: Context) -> Result:
     dims = context.dims(operation.x())
     size = None if dims is None else dims[axis]
     if size is None:
-        raise NoEquivalent(f"equal parts need the size of axis {axis} of '{operation.x().name}'")
+        return _split_by_computed_sizes(operation, count, axis, context)
     if size % count == 0:
         return operation
     part = -(-size // count)
     sizes = [part] * (count - 1) + [size - part * (count - 1)]
     return operation.reading(operation.x(), context.integers("split", sizes))
+
+
+def _split_by_computed_sizes(operation: Operation, count: int, axis: int, context: Context) -> Result:
+    """Parts of ⌈size / count⌉ and the rest, computed from the shape of x: as sizes of Split-13, as bounds of Slices before."""
+    if context.opset < 10:
+        raise NoEquivalent(f"equal parts need the size of axis {axis} of '{operation.x().name}'")
+    x = operation.x()
+    size = context.sliced(context.shape(x), axis, np.iinfo(np.int64).max if axis == -1 else axis + 1)
+    part = context.op(
+        "Div", context.op("Add", size, context.integers("less_one", (count - 1,))), context.integers("count", (count,))
+    )
+    ends = [context.op("Mul", part, context.integers("parts", (index,))) for index in range(1, count)]
+    if context.opset >= 13:
+        last = size if not ends else context.op("Sub", size, ends[-1])
+        return operation.reading(x, context.op("Concat", *[part] * (count - 1), last, axis=0))
+    starts, axes = [context.integers("start", (0,)), *ends], context.integers("axes", (axis,))
+    if axis < 0 and context.opset < 11:
+        axes = context.integers("axes", (axis + context.rank_of(x),))
+    return tuple(context.op("Slice", x, start, end, axes) for start, end in zip(starts, [*ends, size], strict=True))
 
 
 def clip_up(operation: Operation, context: Context) -> Result:
@@ -259,6 +279,10 @@ def topk_11_down(operation: Operation, context: Context) -> Result:
 
 def dropout_12_up(operation: Operation, context: Context) -> Result:
     """The ratio becomes an input. Without training_mode it is identity, as it was before."""
+    if reads_output(context.node, 1):
+        context.caveats.append(
+            "its mask, which is read, is all true from version 12 on; earlier versions leave it open"
+        )
     ratio = operation.attribute("ratio")
     operation = operation.without("ratio")
     if ratio is None:
@@ -271,6 +295,10 @@ def dropout_12_down(operation: Operation, context: Context) -> Result:
     training = operation.operand(2)
     if training is not None and bool(context.known(training, "training_mode").any()):
         raise NoEquivalent("training mode draws random numbers")
+    if reads_output(context.node, 1):
+        # All true, which version 10 does not say: onnxruntime's leaves it false.
+        x = operation.x()
+        return (context.op("Identity", x), filled(context.shape(x), np.ones(1), ir.DataType.BOOL, context))
     ratio = context.array(operation.operand(1))
     operation = operation.without("seed").reading(operation.x())
     return operation if ratio is None else operation.having(ratio=float(ratio.reshape(-1)[0]))
