@@ -63,7 +63,8 @@ def _write_graph(proto: onnx.GraphProto, graph: ir.Graph, is_identity: Opaque, *
             # A subgraph has as many inputs as its node gives it; the main graph may have more.
             _write_value(proto.input.add() if is_outermost else proto.value_info.add(), value)
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes <= _LARGEST_CONSTANT:
+        # Texts have no size in bytes, and no shape is made of them.
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes <= _LARGEST_CONSTANT:
             own = proto.initializer.add()
             ir.serde.serialize_tensor_into(own, tensor)
             own.name = value.name or ""

@@ -78,6 +78,16 @@ def test_weights_are_not_handed_over() -> None:
     assert {each.value.name: str(each.shape) for each in infer(model)} == {"a": "[N,32]", "y": "[N,32]"}
 
 
+def test_texts_are_no_obstacle() -> None:
+    model = ir.from_onnx_text(
+        """<ir_version: 8, opset_import: ["": 20]> g (string[2] x) => (y) { a = StringConcat (x, w)  y = Identity (a) }"""
+    )
+    weight = ir.Value(name="w", const_value=ir.tensor(["a"], name="w"))
+    model.graph.register_initializer(weight)
+    model.graph[0].replace_input_with(1, weight)
+    assert {each.value.name: str(each.shape) for each in infer(model)} == {"a": "[2]", "y": "[2]"}
+
+
 def test_values_share_shapes_that_cannot_change_and_no_types() -> None:
     model = ir.from_onnx_text(MODELS["a branch"])
     shapes = [each.shape for each in infer(model)]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 import normfuse
 from normfuse.emit.target import Form, Target
@@ -110,6 +111,7 @@ CASES: list[tuple[str, str, dict[str, Array], int, int, str]] = [
     ("max-broadcast", "g (float[2,3] x) => (float[2,3] y) { [n] y = Max (x, c) }", {"c": normal(3)}, 8, 7, "Shape Tile Mul Max"),
     ("pow-mixed", "g (float[3] x) => (float[3] y) { [n] y = Pow (x, p) }", {"p": np.asarray(2, I64)}, 13, 9, "Pow"),
     ("gemm", "g (float[2,3] x) => (float[2,4] y) { [n] y = Gemm (x, w) }", {"w": normal(3, 4)}, 13, 9, "Gemm"),
+    ("mod", "g (float[2,5] x) => (float[2,5] y) { [n] y = Mod (x, m) }", {"m": np.asarray([1.5, -2.0, 0.3, -0.7, 5.0], np.float32)}, 28, 13, "Mod Less Greater Less Greater And And Or Add Where Where Or IsNaN Or Where"),
     ("dropout-mask", "g (float[2,3] x) => (float[2,3] y, bool[2,3] z) { [n] y, z = Dropout (x) }", {}, 13, 10, "Identity Shape Tile"),
     ("split-computed", "g (float[2,n] x) => (float[a,b] y, float[c,d] z) { [n] y, z = Split <axis=-1,num_outputs=2> (x) }", {}, 18, 17, "Shape Slice Add Div Mul Sub Concat Split"),
     ("split-sliced", "g (float[n,4] x) => (float[a,b] y, float[c,d] z) { [n] y, z = Split <num_outputs=2> (x) }", {}, 18, 10, "Shape Slice Add Div Mul Slice Slice"),
@@ -349,3 +351,27 @@ def test_any_chain_of_operators(steps: list[tuple[str, dict[str, Array]]], targe
         last = f"v{index}"
     proto = build(f"g {IMAGE} {{ {' '.join(lines)} y = Identity ({last}) }}", arrays, opset=18)
     assert_same(proto, converted(proto, target))
+
+
+def test_the_remainder_of_python_is_made_of_that_of_c() -> None:
+    """Zeros, infinities and NaN included, signs too: by the reference, since onnxruntime's Where loses that of a zero."""
+    values = np.asarray([0.0, -0.0, 1.5, -1.5, 3.0, -3.0, 7.25, np.inf, -np.inf, np.nan], np.float32)
+    x, y = (axis.reshape(-1) for axis in np.meshgrid(values, values))
+    proto = build("g (float[100] x, float[100] z) => (float[100] y) { [n] y = Mod (x, z) }", {}, opset=28)
+    with np.errstate(all="ignore"):
+        (after,) = ReferenceEvaluator(ir.to_proto(converted(proto, 13))).run(None, {"x": x, "z": y})
+        wanted = np.mod(x, y)
+    np.testing.assert_array_equal(after, wanted)
+    known = ~np.isnan(wanted)
+    np.testing.assert_array_equal(np.signbit(np.asarray(after)[known]), np.signbit(wanted[known]))
+
+
+def test_texts_are_refused_where_they_were_unknown() -> None:
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["": 20]> g (string[2] x) => (string[2] y) { [n] y = StringConcat (x, w) }'
+    )
+    weight = ir.Value(name="w", const_value=ir.tensor(["a"], name="w"))
+    model.graph.register_initializer(weight)
+    model.graph[0].replace_input_with(1, weight)
+    with pytest.raises(UnsupportedForm, match=r"^StringConcat at node 'n' has no equivalent at opset 19$"):
+        convert_opset(model, 19)

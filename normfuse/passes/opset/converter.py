@@ -46,6 +46,8 @@ def _model_of(context: Context) -> onnx.ModelProto | None:
         if int(np.prod([dim or _UNKNOWN_SIZE for dim in dims])) > _MOST_ELEMENTS:
             return None
         array = context.array(value)
+        if value.dtype == ir.DataType.STRING:
+            return None
         if array is not None and array.size <= _UNKNOWN_SIZE * 8:
             initializers.append(ir.to_proto(ir.Tensor(array, name=value.name)))
         else:

@@ -150,6 +150,31 @@ def _fits(value: ir.Value, into: ir.Value, context: Context) -> bool:
     return all(a == 1 or (a is not None and a == b) for a, b in zip(reversed(own), reversed(other), strict=False))
 
 
+def mod_28_down(operation: Operation, context: Context) -> Result:
+    """Version 13 knows of floats only the remainder of C, with the sign of the dividend; that of Python follows from it.
+
+    With r of the former, r + y where the signs of r and y differ; a zero takes the sign of y.
+    """
+    x, y = operation.inputs[:2]
+    assert x is not None
+    assert y is not None
+    if operation.integer("fmod", 0) or context.type_of(x) not in _FLOATS:
+        return operation
+    zero = context.scalar("zero", 0.0, x)
+    rest = context.op("Mod", x, y, fmod=1)
+    below, above = context.boolean("Less", rest, zero), context.boolean("Greater", rest, zero)
+    negative = context.boolean("Less", y, zero)
+    differs = context.boolean(
+        "Or",
+        context.boolean("And", below, context.boolean("Greater", y, zero)),
+        context.boolean("And", above, negative),
+    )
+    moved = context.op("Where", differs, context.op("Add", rest, y), rest, dtype=x.dtype)
+    signed = context.op("Where", negative, context.scalar("negative_zero", -0.0, x), zero, dtype=x.dtype)
+    is_no_zero = context.boolean("Or", context.boolean("Or", below, above), context.boolean("IsNaN", rest))
+    return (context.op("Where", is_no_zero, moved, signed, dtype=x.dtype),)
+
+
 def clip_12_down(operation: Operation, context: Context) -> Result:
     """Bounds of integers, unknown before version 12: Where x is beyond them."""
     x = operation.x()
@@ -224,6 +249,7 @@ LOWERING: dict[tuple[str, int], Rule] = {
     ("DequantizeLinear", 23): dequantize_23_down,
     ("If", 11): if_11_down,
     ("Gemm", 11): gemm_11_down,
+    ("Mod", 28): mod_28_down,
     ("Pow", 12): pow_12_down,
     ("QuantizeLinear", 21): quantize_21_down,
     ("Reshape", 14): reshape_14_down,
