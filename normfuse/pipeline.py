@@ -16,7 +16,7 @@ from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 from normfuse.fusion import fuse_graph, make_weights
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor
-from normfuse.graph.reading import bodies, default_opset, with_subgraphs
+from normfuse.graph.reading import bodies, default_opset
 from normfuse.graph.shapes import inferred_shapes
 from normfuse.graph.tensors import byte_size
 from normfuse.ledger import Ledger, Options
@@ -140,7 +140,7 @@ def _fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionR
     constants = Constants(model)
     records: list[NormRecord] = []
     found: list[tuple[NormRecord, ir.Node]] = []
-    for graph in list(with_subgraphs(model.graph)):
+    for graph, _ in list(bodies(model)):
         make_weights(graph, constants, editor, ledger)
     with inferred_shapes(model):
         for graph, opset in list(bodies(model)):
@@ -155,10 +155,10 @@ def _fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionR
     notes.extend(ledger.notes)
     nodes_after, size_after = measure(model, sizes)
     if size_after > size_before:
-        notes.append(
-            f"the weights grew by {size_after - size_before} bytes: "
-            "what several nodes shared has a copy each, or a form has constants of its own"
-        )
+        causes = ["what several nodes shared has a copy each", "a form has constants of its own"]
+        if any(rewrite.kind == "fold-weight-norm" for rewrite in ledger.rewrites):
+            causes.insert(0, "a weight that was computed is stored beside what else reads its parts")
+        notes.append(f"the weights grew by {size_after - size_before} bytes: {', or '.join(causes)}")
     return FusionReport(
         opset=default_opset(model),
         norms=tuple(records),

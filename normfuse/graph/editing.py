@@ -118,7 +118,9 @@ class Editor:
         renamed = dict(replacement.rewires)
         taken_over = {id(new) for new in renamed.values()}
         self._bring(replacement, container)
-        constants = [self._place(container, value) for value in replacement.initializers]
+        placed = {value: self._place(container, value) for value in replacement.initializers}
+        constants = [node for node in placed.values() if node is not None]
+        made = {value: node.outputs[0] for value, node in placed.items() if node is not None}
         for node in replacement.adds:
             if node.name is None:
                 node.name = self.unique(f"{describe(at)}/{node.op_type}")
@@ -126,9 +128,9 @@ class Editor:
                 # The empty name is an output that is not asked for.
                 if id(output) not in taken_over and output.producer() is node and output.name != "":
                     output.name = self.unique(output.name or f"{node.name}_out")
-        container.insert_before(at, [node for node in constants if node is not None] + list(replacement.adds))
+        container.insert_before(at, [*constants, *replacement.adds])
         for old, new in replacement.rewires:
-            _take_over(old, new)
+            _take_over(old, made.get(new, new))
         doomed = list(dict.fromkeys(replacement.removes))
         feeds = [value for node in doomed for value in self._detach(node)]
         container.remove(doomed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import normfuse
@@ -79,6 +80,59 @@ def test_a_filter_of_zeros_is_declined() -> None:
     text = f"g ({X}) => ({Y}) {{ {SPELLINGS['weight normalization']}  y = Conv (x, w) }}"
     _, report = normfuse.fuse(build(text, arrays, opset=11))
     assert [entry.reason for entry in report.declined] == ["the norm of its weight 'w' is not finite in its type"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_are_declined(dtype: str) -> None:
+    number = ir.DataType[dtype.upper()].numpy()
+    arrays = {name: array.astype(number) for name, array in ARRAYS.items() if name in ("W", "g")}
+    text = f"g ({dtype}[2,3,6,6] x) => ({dtype}[2,4,6,6] y) {{ {SPELLINGS['weight normalization']}  y = Conv (x, w) }}"
+    _, report = normfuse.fuse(build(text, arrays, opset=13))
+    assert report.rewrites == ()
+    assert [entry.reason for entry in report.declined] == [
+        f"the norm of its weight 'w' is of type {dtype}, "
+        "and a weight rounded to that type differs from one that is computed by more than rounding may"
+    ]
+
+
+FUNCTION = """<ir_version: 8, opset_import: ["": 13, "my": 1]>
+    g (float[2,2,5,5] x) => (float[2,2,5,5] y) { y = my.layer (x) }
+    <domain: "my", opset_import: ["": 13]> layer (p) => (q) {
+        W = Constant <value = float[2,2,1,1] {1.0, 2.0, -3.0, 0.5}> ()  g = Constant <value = float[2,1,1,1] {0.7, 1.3}> ()
+        n = ReduceL2 <axes = [1,2,3], keepdims = 1> (W)  u = Div (W, n)  w = Mul (u, g)  q = Conv (p, w) }"""
+
+
+def test_folds_inside_a_function() -> None:
+    original = onnx.parser.parse_model(FUNCTION)
+    fused, report = normfuse.fuse(original)
+    (function,) = fused.functions.values()
+    assert [node.op_type for node in function] == ["Constant", "Conv"]
+    assert [rewrite.kind for rewrite in report.rewrites] == ["fold-weight-norm"]
+    assert_same(original, fused)
+    assert normfuse.fuse(fused)[1].rewrites == ()
+
+
+def test_a_parameter_of_a_function_is_no_constant_weight() -> None:
+    text = FUNCTION.replace("layer (p)", "layer (p, W)").replace(
+        "W = Constant <value = float[2,2,1,1] {1.0, 2.0, -3.0, 0.5}> ()", ""
+    )
+    text = text.replace("g (float[2,2,5,5] x)", "g (float[2,2,5,5] x, float[2,2,1,1] v)").replace(
+        "my.layer (x)", "my.layer (x, v)"
+    )
+    assert normfuse.fuse(onnx.parser.parse_model(text))[1].rewrites == ()
+
+
+def test_the_report_says_why_the_weights_grew() -> None:
+    original = model(
+        SPELLINGS["weight normalization"], tail="y = Conv (x, w)  z = Identity (W)", outputs=f"{Y}, float[4,3,1,1] z"
+    )
+    _, report = normfuse.fuse(original)
+    grown = report.size.after - report.size.before
+    assert grown == 4 * (12 - 4)  # w is stored, g goes
+    assert report.notes == (
+        f"the weights grew by {grown} bytes: a weight that was computed is stored beside what else reads its parts, "
+        "or what several nodes shared has a copy each, or a form has constants of its own",
+    )
 
 
 def test_skip_leaves_it() -> None:
