@@ -67,6 +67,10 @@ def _may_need(node: ir.Node) -> bool:
     if op_type in ("GlobalAveragePool", "AveragePool"):
         # Squeeze and excitation, or the end of a network: only what is subtracted from x or squared can be a statistic.
         return _is_shapeless(node.inputs[0]) and any(is_op(user, *_ARITHMETIC) for user, _ in node.outputs[0].uses())
+    if op_type == "ScatterND":  # the border of a branch: of constants, laid around a value of known size
+        return _is_shapeless(node.inputs[0]) and all(
+            value is not None and _is_constant(value) for value in node.inputs[1:]
+        )
     if op_type in ("Mul", "Div") and any(value is not None and _is_constant(value) for value in node.inputs):
         return any(_is_shapeless(value) for value in node.inputs)
     return False

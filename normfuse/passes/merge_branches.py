@@ -22,6 +22,12 @@ from normfuse.passes.stencil import Sizes, Stencil, total, total_work
 from normfuse.passes.sums import Sum, Term, read_sum
 from normfuse.recognise.affine_chain import Norms, per_channel
 
+_LARGEST_LOSS = 2.0
+"""How much more rounding a channel may get from a norm whose mean lies far from zero.
+
+The Convs beside it read the same x, and round products of its mean already. The budget of validation is 3 times the error
+of the original for an output, 5 for a channel."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
@@ -192,12 +198,12 @@ def _not_merged(at: ir.Node, reason: str) -> Declined:
 def gather(branches: list[Branch], sizes: Sizes) -> tuple[list[Group], dict[Branch, str]]:
     """Put branches together where one Conv does their work; return the groups, and why some branches stay alone.
 
-    From the largest kernel to the smallest, each joins the first group whose Conv, with it, takes no more multiply-adds
-    than the group and the branch do apart, the addition between them included.
+    From the largest kernel to the smallest, a norm whose mean lies far away last, each joins the first group whose Conv,
+    with it, takes no more multiply-adds than the group and the branch do apart, the addition between them included.
     """
     groups: list[Group] = []
     obstacles: dict[Branch, str] = {}
-    for branch in sorted(branches, key=lambda each: each.stencil.work, reverse=True):
+    for branch in sorted(branches, key=lambda each: (each.far is None, each.stencil.work), reverse=True):
         for index, group in enumerate(groups):
             try:
                 groups[index] = _joined(group, branch, sizes)
@@ -211,12 +217,20 @@ def gather(branches: list[Branch], sizes: Sizes) -> tuple[list[Group], dict[Bran
 
 
 def _joined(group: Group, branch: Branch, sizes: Sizes) -> Group:
-    """Return ``group`` with ``branch``. Raises FoldError where they make no Conv, or one that takes more work."""
+    """Return ``group`` with ``branch``.
+
+    Raises FoldError where they make no Conv, one that takes more work, or one that loses too much accuracy.
+    """
     work = total_work(group.stencil, branch.stencil, sizes)
     apart = group.work + branch.work + branch.stencil.outputs
     if work > apart:
         raise FoldError(f"one Conv would take {work} multiply-adds a position, apart they take {apart}")
-    return Group((*group.branches, branch), total(group.stencil, branch.stencil, sizes), work)
+    whole = total(group.stencil, branch.stencil, sizes)
+    if branch.far is not None:
+        before = group.stencil.rounding(branch.far.moment) + branch.far.error
+        if (whole.rounding(branch.far.moment) > _LARGEST_LOSS**2 * before).any():
+            raise FoldError(branch.far.reason)
+    return Group((*group.branches, branch), whole, work)
 
 
 def _constant_part(terms: list[Term], linear: Linear, reading: Reading) -> tuple[Float64, tuple[Term, ...]]:

@@ -85,6 +85,16 @@ class Stencil:
         """Multiply-adds per position."""
         return self.weight.size
 
+    def rounding(self, moment: Float64) -> Float64:
+        """Return what rounding does to each output of inputs of which E[x²] = ``moment`` (C,), squared, in units of u².
+
+        ``(K/6)·Σ w²·E[x²]``, K the accumulation length (docs/validation.md).
+        """
+        outputs, inputs = self.weight.shape[:2]
+        squares = (self.weight.reshape(self.group, outputs // self.group, inputs, -1) ** 2).sum(axis=3)
+        sums = np.einsum("gmc,gc->gm", squares, np.broadcast_to(moment, (self.inputs,)).reshape(self.group, inputs))
+        return np.asarray(sums.reshape(-1) * (self.weight[0].size / 6.0))
+
     def then(self, affine: ChannelAffine) -> Stencil:
         """Return ``affine ∘ self``."""
         factor = affine.scale.reshape(-1, *[1] * (self.weight.ndim - 1))
@@ -162,10 +172,11 @@ def _union(first: Grid, second: Grid, size: int | None) -> Grid:
 
 
 def succession(first: Stencil, second: Stencil) -> Stencil:
-    """Return ``second ∘ first``, one of which reads single positions. Raises FoldError where that is no stencil.
+    """Return ``second ∘ first``, one of which has a kernel of 1. Raises FoldError where that is no stencil.
 
-    Behind a pointwise first of stride s, dilation, padding and stride of the second count in steps of s. The second
-    pads with zeros where the first would have put its bias: padding and a bias before it do not go together.
+    Behind a first of kernel 1 and stride s, dilation, padding and stride of the second count in steps of s. The second
+    pads with zeros where the first would have put its bias: padding and a bias before it do not go together. Padding of
+    the first is read as zeros by a second without padding, and gets its bias.
     """
     group = math.gcd(first.group, second.group)
     outer = regrouped(second.weight, second.group, group)
@@ -175,18 +186,31 @@ def succession(first: Stencil, second: Stencil) -> Stencil:
     weight = np.einsum("gmjk,gjcl->gmckl", outer.reshape(shape[0]), inner.reshape(shape[1]), optimize=True)
     if second.is_pointwise:
         grids = tuple(replace(a, stride=a.stride * b.stride) for a, b in zip(first.grids, second.grids, strict=True))
-    elif not first.is_pointwise:
-        raise FoldError("two kernels larger than 1 follow each other")
+    elif any(grid.kernel > 1 for grid in first.grids):
+        is_wide = any(grid.kernel > 1 for grid in second.grids)
+        raise FoldError(
+            f"{'two kernels larger than 1 follow' if is_wide else 'a kernel larger than 1 and padding follow'} each other"
+        )
     elif first.bias.any() and any(grid.begin or grid.end for grid in second.grids):
         raise FoldError("the padding lies between two convolutions, of which the first has a bias")
     else:
-        grids = tuple(_spread(b, a.stride) for a, b in zip(first.grids, second.grids, strict=True))
+        grids = tuple(_behind_point(a, b) for a, b in zip(first.grids, second.grids, strict=True))
     per_tap = outer.reshape(group, second.outputs // group, middle, -1).sum(axis=3)
     passed = (per_tap @ first.bias.reshape(group, middle, 1)).reshape(-1)
     size = (second.outputs, first.inputs // group, *kernel)
     return Stencil(weight.reshape(size), passed + second.bias, group, grids)
 
 
-def _spread(grid: Grid, step: int) -> Grid:
-    """Return ``grid`` on an input of which only every ``step``-th position is there."""
-    return Grid(grid.kernel, grid.stride * step, grid.dilation * step, grid.begin * step, grid.end * step)
+def _behind_point(point: Grid, grid: Grid) -> Grid:
+    """Return ``grid`` on the positions of ``point``, a kernel of 1, as a grid on the input of that.
+
+    The slack of the two is ``point.slack + stride·grid.slack``, by which both have the same number of positions.
+    """
+    step = point.stride
+    return Grid(
+        grid.kernel,
+        grid.stride * step,
+        grid.dilation * step,
+        grid.begin * step + point.begin,
+        grid.end * step + point.end,
+    )

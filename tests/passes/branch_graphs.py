@@ -10,6 +10,11 @@ import onnx
 from tests.folding import Array, build
 
 
+def point(rank: int) -> tuple[list[int], list[int], list[int]]:
+    """Kernel, dilations and pads of a pointwise convolution."""
+    return [1] * rank, [1] * rank, [0] * 2 * rank
+
+
 @dataclass
 class Writer:
     """Writes one graph as text; ``draw(n)`` returns a number below n."""
@@ -29,7 +34,7 @@ class Writer:
 
     def constant(self, *shape: int) -> str:
         name = self.name("w")
-        self.arrays[name] = self.random.normal(size=shape).astype(np.float32)
+        self.arrays[name] = np.asarray(self.random.normal(size=shape), np.float32)
         return name
 
     def node(self, op_type: str, inputs: list[str], attributes: str = "") -> str:
@@ -49,6 +54,15 @@ class Writer:
         text = f"strides = {[stride] * self.rank}, dilations = {dilations}, pads = {pads}, group = {group}"
         return self.node("Conv", operands, text)
 
+    def pad(self, x: str, pads: list[int]) -> str:
+        """Write a Pad of the spatial axes, with zeros or now and then with another value."""
+        amounts = self.name("w")
+        self.arrays[amounts] = np.array([0, 0, *pads[: self.rank], 0, 0, *pads[self.rank :]])
+        operands = [x, amounts]
+        if self.draw(3) == 0:
+            operands.append(self.constant())
+        return self.node("Pad", operands)
+
     def norm(self, x: str) -> str:
         operands = [x, *(self.constant(self.channels) for _ in range(3))]
         variance = self.name("w")
@@ -65,7 +79,7 @@ class Writer:
 
     def branch(self, slack: int) -> str:
         """Write one branch of x; its output has the size of the others, as far as a branch of its kind can."""
-        channels, stride, kind = self.channels, self.stride, self.draw(8)
+        channels, stride, kind = self.channels, self.stride, self.draw(9)
         if kind == 0 and stride == 1:
             return "x"
         if kind == 1 and stride == 1:
@@ -78,17 +92,21 @@ class Writer:
                 self.node("AveragePool", ["x"], f"{text}, count_include_pad = {self.draw(4) and 1}") if small else "x"
             )
         if kind == 3:
-            middle = self.conv("x", channels, channels, ([1] * self.rank, [1] * self.rank, [0] * 2 * self.rank), 1)
+            middle = self.conv("x", channels, channels, point(self.rank), 1)
             return self.conv(middle, channels, channels, self.grid(slack), stride)
         if kind == 4:
             middle = self.conv("x", channels, channels, self.grid(slack), 1)
-            return self.conv(
-                middle, channels, channels, ([1] * self.rank, [1] * self.rank, [0] * 2 * self.rank), stride
-            )
+            return self.conv(middle, channels, channels, point(self.rank), stride)
         if kind == 5 and self.rank == 2:
             weight = self.constant(channels, channels, 1 + self.draw(3), 1 + self.draw(3))
             pad = ("SAME_UPPER", "SAME_LOWER")[self.draw(2)]
             return self.node("Conv", ["x", weight], f'auto_pad = "{pad}", strides = {[stride] * self.rank}')
+        if kind == 6:
+            kernel, dilations, pads = self.grid(slack)
+            outside = [self.draw(pad + 1) for pad in pads]
+            framed = self.pad(self.conv("x", channels, channels, point(self.rank), 1) if self.draw(2) else "x", outside)
+            inside = [pad - out for pad, out in zip(pads, outside, strict=True)]
+            return self.conv(framed, channels, channels, (kernel, dilations, inside), stride)
         result = self.conv("x", channels, channels, self.grid(slack), stride)
         return self.norm(result) if self.draw(2) else result
 

@@ -37,6 +37,8 @@ ARRAYS = {
     "W3": W3, "W1": W1, "B": B, "C": normal(4, 1, 1, seed=4), **STATISTICS, **SECOND,
     "W13": normal(4, 4, 1, 3, seed=7), "W31": normal(4, 4, 3, 1, seed=8), "W2": normal(4, 4, 2, 2, seed=9),
     "D3": normal(4, 1, 3, 3, seed=10), "D1": normal(4, 1, 1, 1, seed=11), "G3": normal(4, 2, 3, 3, seed=12),
+    "P": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "Q": np.array([1, 0, 1, 0]), "half": np.array(0.5, np.float32),
+    "sides": np.array([2, 3]), "halves": np.full(4, 0.5, np.float32), "P2": np.array([0, 0, 2, 1, 0, 0, 2, 1]),
     "W5": normal(4, 4, 5, 5, seed=13), "V": normal(4, 4, 1, 1, seed=14), "D5": normal(4, 1, 5, 5, seed=15),
 }  # fmt: skip
 
@@ -75,6 +77,12 @@ FIRES = [
      "c = Conv <group = 4, dilations = [2,2], pads = [2,2,2,2]> (x, D3)  y = Add (a, c)"),
     ("unpadded pooling at stride 2", "a = Conv <strides = [2,2]> (x, W2)  "
      "c = AveragePool <kernel_shape = [2,2], strides = [2,2]> (x)  y = Add (a, c)"),
+    ("a Pad before a branch", f"a = Conv <{PAD}> (x, W3)  k = Pad (x, P)  c = Conv (k, W3, B)  y = Add (a, c)"),
+    ("a Pad of two axes, and padding", "a = Conv <pads = [2,2,2,2]> (x, W5)  k = Pad (x, P)  c = Conv <pads = [1,1,1,1]> (k, W5, B)  y = Add (a, c)"),
+    ("a Pad behind a pointwise branch", f"a = Conv <{PAD}> (x, W3)  k = Conv (x, W1)  q = Pad (k, P)  c = Conv (q, W3, B)  y = Add (a, c)"),
+    ("a Pad with what a zero becomes", f"a = Conv <{PAD}> (x, W3)  k = Conv (x, W1, halves)  q = Pad (k, P, half)  c = Conv (q, W3)  y = Add (a, c)"),
+    ("a Pad before a pooling", f"a = Conv <{PAD}> (x, W3)  k = Pad (x, P)  c = AveragePool <kernel_shape = [3,3]> (k)  y = Add (a, c)"),
+    ("a Pad of a pointwise branch", "a = Conv <pads = [2,2,2,2]> (x, W3)  k = Conv (x, W1)  c = Pad (k, P)  y = Add (a, c)"),
     ("norm behind the sum", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  d = Add (a, c)  f = Add (d, x)  y = {NORM.format('f')}"),
     ("sum in a sum", f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  d = Add (a, c)  e = {NORM.format('d')}  "
      f"f = Conv <{PAD}> (x, W3, B)  y = Add (f, e)"),
@@ -147,21 +155,129 @@ LEFT = [
      MERGED + "one Conv would take 144 multiply-adds a position, apart they take 100"),
     ("dense beside depthwise", f"a = Conv <{PAD}, group = 4> (x, D3)  c = Conv (x, W1)  y = Add (a, c)",
      MERGED + "one Conv would take 144 multiply-adds a position, apart they take 56"),
-    ("a far mean", f"a = Conv <{PAD}> (x, W3)  e = BatchNormalization (x, s, b, far, v)  y = Add (a, e)",
+    ("a far mean, beside a Conv of small weights", f"a = Conv <{PAD}> (x, small)  e = BatchNormalization (x, s, b, far, v)  y = Add (a, e)",
      MERGED + "its mean lies up to 40 deviations from zero: in a convolution, the result would lose accuracy"),
     ("kernels in succession", f"a = Conv <{PAD}> (x, W3)  k = Conv <{PAD}> (x, W3)  c = Conv <{PAD}> (k, W3)  y = Add (a, c)",
      MERGED + "two kernels larger than 1 follow each other"),
+    ("a far mean before a convolution", f"a = Conv <{PAD}> (x, W3)  e = BatchNormalization (x, s, b, far, v)  c = Conv (e, W1)  y = Add (a, c)",
+     MERGED + "its mean lies up to 40 deviations from zero: in a convolution, the result would lose accuracy"),
+    ("a Pad with another value", f"a = Conv <{PAD}> (x, W3)  k = Conv (x, W1, B)  q = Pad (k, P, half)  c = Conv (q, W3)  y = Add (a, c)",
+     MERGED + "the padding lies between two convolutions, of which the first has a bias"),
+    ("a Pad with a value, and padding", "a = Conv <pads = [2,2,2,2]> (x, W5)  q = Pad (x, P, half)  c = Conv <pads = [1,1,1,1]> (q, W5)  y = Add (a, c)",
+     MERGED + "the padding lies between two convolutions, of which the first has a bias"),
+    ("a Pad behind a kernel", f"a = Conv <pads = [2,2,2,2]> (x, W3)  q = Conv <{PAD}> (x, W3)  c = Pad (q, P)  y = Add (a, c)",
+     MERGED + "a kernel larger than 1 and padding follow each other"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("body", "reason"), [case[1:] for case in LEFT], ids=[case[0] for case in LEFT])
 def test_is_left_alone_with_the_reason(body: str, reason: str) -> None:
     far = {"far": 40.0 * np.sqrt(STATISTICS["v"].astype(np.float64) + 1e-5).astype(np.float32)}
-    model = build(graph(body), used(body, {**ARRAYS, **far}))
+    small = {"small": 1e-3 * np.asarray(W3, np.float32)}
+    model = build(graph(body), used(body, {**ARRAYS, **far, **small}))
     fused, report = fuse(model)
     assert not report.rewrites
     assert reasons(report) == [reason]
     assert [node.op_type for node in fused.graph] == [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("distance", [40.0, 1e3, 1e5])
+def test_a_far_mean_merges_where_the_conv_beside_it_rounds_as_much(distance: float) -> None:
+    """In float32, on what the norm was trained on: no more than twice the error, for every channel."""
+    body = f"a = Conv <{PAD}> (x, W3)  e = BatchNormalization (x, s, b, far, v)  y = Add (a, e)"
+    deviation = np.sqrt(STATISTICS["v"].astype(np.float64) + 1e-5)
+    arrays = {**ARRAYS, "far": (distance * deviation).astype(np.float32)}
+    model = build(graph(body, "float[1,4,64,64]", "float[1,4,64,64]"), used(body, arrays))
+    fused, _ = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["Conv"]
+    assert_same(model, fused)
+    spread = np.asarray(normal(1, 4, 64, 64, seed=20), np.float64)
+    x = np.asarray(arrays["far"], np.float64)[:, None, None] + deviation[:, None, None] * spread
+    feeds = {"x": x.astype(np.float32)}
+    truth = _in_float64(arrays, x.astype(np.float32))
+    errors = [_error(_run(each, feeds), truth) for each in (model, ir.to_proto(fused))]
+    assert (errors[1] <= 2.0 * errors[0]).all()
+
+
+def _in_float64(arrays: dict[str, Array], x: Array) -> Array:
+    """Return what the model of a far mean computes, in float64."""
+    s, b, m, v, w, wide = (
+        np.asarray(array, np.float64) for array in (*(arrays[n] for n in ("s", "b", "far", "v", "W3")), x)
+    )
+    padded = np.pad(wide, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    size = wide.shape[2]
+    conv = sum(
+        np.einsum("mc,nchw->nmhw", w[:, :, i, j], padded[:, :, i : i + size, j : j + size])
+        for i in range(3)
+        for j in range(3)
+    )
+    scale = (s / np.sqrt(v + 1e-5))[:, None, None]
+    return np.asarray(conv + scale * (wide - m[:, None, None]) + b[:, None, None])
+
+
+def _run(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="float32 is measured as onnxruntime computes it")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, feeds)[0])
+
+
+def _error(result: Array, truth: Array) -> Array:
+    """Return the root mean square error of each channel."""
+    difference = np.asarray(result, np.float64) - np.asarray(truth, np.float64)
+    return np.asarray(np.sqrt((difference**2).mean(axis=(0, 2, 3))))
+
+
+BORDER = """p = Pad (k, P)  t0 = Transpose <perm = [2,1,0,3]> (p)  u0 = ScatterND (t0, first, row)  u1 = ScatterND (u0, last_row, row)
+    t1 = Transpose <perm = [2,1,0,3]> (u1)  t2 = Transpose <perm = [3,1,2,0]> (t1)  u2 = ScatterND (t2, first, column)
+    u3 = ScatterND (u2, last_column, column)  q = Transpose <perm = [3,1,2,0]> (u3)"""
+
+
+def bordered(x: str = "float[1,4,9,8]", change: float = 0.0, **replaced: Array) -> onnx.ModelProto:
+    """Return Diverse Branch's padding with what its norm makes of a zero, as torch exports it: written side by side."""
+    s, b, m, v = (np.asarray(STATISTICS[name], np.float32) for name in "sbmv")
+    value = b - m * s / np.sqrt(v + np.float32(1e-5)) + np.float32(change)
+    rows = {
+        "row": np.broadcast_to(value[:, None, None], (1, 4, 1, 10)),
+        "column": np.broadcast_to(value[:, None, None], (1, 4, 11, 1)),
+    }
+    at = {"first": np.array([[0]]), "last_row": np.array([[10]]), "last_column": np.array([[9]])}
+    constants = {name: np.ascontiguousarray(array) for name, array in {**rows, **at, **replaced}.items()}
+    body = f"a = Conv <{PAD}> (x, W3)  n = Conv (x, W1)  k = {NORM.format('n')}  {BORDER}  c = Conv (q, W3)  y = Add (a, c)"
+    return build(graph(body, x, "float[a,b,c,d]"), {**used(body, ARRAYS), **constants})
+
+
+def test_a_border_of_what_the_norm_makes_of_zero_is_padding_with_zeros_before_it() -> None:
+    model = bordered()
+    fused, report = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["Conv"]
+    assert not report.declined
+    assert_same(model, fused)
+
+
+@pytest.mark.parametrize(("model", "reason"), [
+    (bordered(change=1e-3), "the padding lies between two convolutions, of which the first has a bias"),
+    (bordered(last_row=np.array([[9]])), None),  # it overwrites the inside, and leaves a side of zeros
+    (bordered(row=normal(1, 4, 1, 10)), None),  # no one value a channel
+    (bordered("float[N,4,9,8]"), None),  # the border fits one size of the batch only
+], ids=["another value", "inside", "varies", "dynamic"])  # fmt: skip
+def test_another_border_stays(model: onnx.ModelProto, reason: str | None) -> None:
+    fused, report = fuse(model)
+    assert count(fused, "ScatterND") == 4
+    assert reasons(report) == ([] if reason is None else [MERGED + reason])
+
+
+@pytest.mark.parametrize("opset", [2, 10, 18])
+def test_a_pad_is_read_in_every_opset(opset: int) -> None:
+    pad = "k = Pad <pads = [0,0,1,0,0,0,1,0]> (x)" if opset < 11 else "k = Pad (x, R, , A)"
+    body = f"a = Conv <{PAD}> (x, W3)  {pad}  c = Conv <pads = [0,1,0,1]> (k, W3)  y = Add (a, c)"
+    arrays = {"W3": W3, "R": np.array([1, 1]), "A": np.array([-2])}
+    model = build(graph(body), used(body, arrays), opset=opset)
+    fused, _ = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["Conv"]
+    if opset >= 7:
+        assert_same(model, fused)
 
 
 STRANGERS = [

@@ -86,7 +86,8 @@ def test_a_point_behind_a_kernel_is_one_kernel(first: Stencil, data: st.DataObje
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_kernel_behind_a_point_is_one_kernel_or_is_refused(data: st.DataObject) -> None:
-    first = data.draw(stencils(Grid(1, data.draw(st.integers(1, 3)))))
+    begin, end = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2))
+    first = data.draw(stencils(Grid(1, data.draw(st.integers(1, 3)), begin=begin, end=end)))
     second = data.draw(stencils())
     (grid,) = second.grids
     if first.bias.any() and (grid.begin or grid.end):
@@ -101,6 +102,9 @@ def test_two_kernels_in_succession_are_refused() -> None:
     wide = Stencil(np.ones((4, 4, 3)), np.zeros(4), 1, (Grid(3),))
     with pytest.raises(FoldError, match="two kernels larger than 1 follow each other"):
         succession(wide, wide)
+    padding = Stencil(np.ones((4, 1, 1)), np.zeros(4), 4, (Grid(1, begin=1),))
+    with pytest.raises(FoldError, match="a kernel larger than 1 and padding follow each other"):
+        succession(wide, padding)
 
 
 def test_an_affine_map_behind_scales_and_shifts() -> None:
