@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
@@ -172,9 +173,12 @@ LEFT = [
 
 @pytest.mark.parametrize(("body", "reason"), [case[1:] for case in LEFT], ids=[case[0] for case in LEFT])
 def test_is_left_alone_with_the_reason(body: str, reason: str) -> None:
-    far = {"far": 40.0 * np.sqrt(STATISTICS["v"].astype(np.float64) + 1e-5).astype(np.float32)}
-    small = {"small": 1e-3 * np.asarray(W3, np.float32)}
-    model = build(graph(body), used(body, {**ARRAYS, **far, **small}))
+    deviation = np.sqrt(np.asarray(STATISTICS["v"], np.float64) + 1e-5)
+    more: dict[str, Array] = {
+        "far": np.float32(40.0) * deviation.astype(np.float32),
+        "small": 1e-3 * np.asarray(W3, np.float32),
+    }
+    model = build(graph(body), used(body, {**ARRAYS, **more}))
     fused, report = fuse(model)
     assert not report.rewrites
     assert reasons(report) == [reason]
@@ -185,17 +189,17 @@ def test_is_left_alone_with_the_reason(body: str, reason: str) -> None:
 def test_a_far_mean_merges_where_the_conv_beside_it_rounds_as_much(distance: float) -> None:
     """In float32, on what the norm was trained on: no more than twice the error, for every channel."""
     body = f"a = Conv <{PAD}> (x, W3)  e = BatchNormalization (x, s, b, far, v)  y = Add (a, e)"
-    deviation = np.sqrt(STATISTICS["v"].astype(np.float64) + 1e-5)
-    arrays = {**ARRAYS, "far": (distance * deviation).astype(np.float32)}
+    deviation = np.sqrt(np.asarray(STATISTICS["v"], np.float64) + 1e-5)
+    arrays: dict[str, Array] = {**ARRAYS, "far": (distance * deviation).astype(np.float32)}
     model = build(graph(body, "float[1,4,64,64]", "float[1,4,64,64]"), used(body, arrays))
     fused, _ = fuse(model)
     assert [node.op_type for node in fused.graph] == ["Conv"]
     assert_same(model, fused)
     spread = np.asarray(normal(1, 4, 64, 64, seed=20), np.float64)
     x = np.asarray(arrays["far"], np.float64)[:, None, None] + deviation[:, None, None] * spread
-    feeds = {"x": x.astype(np.float32)}
-    truth = _in_float64(arrays, x.astype(np.float32))
-    errors = [_error(_run(each, feeds), truth) for each in (model, ir.to_proto(fused))]
+    rounded = x.astype(np.float32)
+    truth = _in_float64(arrays, rounded)
+    errors = [_error(_run(each, rounded), truth) for each in (model, ir.to_proto(fused))]
     assert (errors[1] <= 2.0 * errors[0]).all()
 
 
@@ -215,15 +219,15 @@ def _in_float64(arrays: dict[str, Array], x: Array) -> Array:
     return np.asarray(conv + scale * (wide - m[:, None, None]) + b[:, None, None])
 
 
-def _run(model: onnx.ModelProto, feeds: dict[str, Array]) -> Array:
+def _run(model: onnx.ModelProto, x: Array) -> Array:
     onnxruntime = pytest.importorskip("onnxruntime", reason="float32 is measured as onnxruntime computes it")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, feeds)[0])
+    return np.asarray(session.run(None, {"x": x})[0])
 
 
-def _error(result: Array, truth: Array) -> Array:
+def _error(result: Array, truth: Array) -> npt.NDArray[np.float64]:
     """Return the root mean square error of each channel."""
     difference = np.asarray(result, np.float64) - np.asarray(truth, np.float64)
     return np.asarray(np.sqrt((difference**2).mean(axis=(0, 2, 3))))
