@@ -100,6 +100,17 @@ class Constants:
             return None
         return tuple(int(entry) for entry in array.reshape(-1))
 
+    def applied(self, node: ir.Node, first: Array) -> Array | None:
+        """Return what ``node`` makes of ``first`` in the place of its first operand; None where the others are not constant."""
+        evaluate = _EVALUATORS.get(node.op_type)
+        if evaluate is None or node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+            return None
+        others = [None if operand is None or operand.name == "" else self.array(operand) for operand in node.inputs[1:]]
+        try:
+            return evaluate(node, [first, *others])
+        except (ValueError, IndexError, TypeError, KeyError, AttributeError):
+            return None
+
     def obstacle(self, value: ir.Value) -> str:
         """Say why ``value`` is not constant, as the end of a sentence that begins with its name."""
         if self.is_overridable(value):

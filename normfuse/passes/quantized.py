@@ -1,27 +1,44 @@
-"""Constant weights and biases that a DequantizeLinear makes: ``(integers − zero_point) · scale``."""
+"""Constant weights and biases that a DequantizeLinear makes: ``(integers − zero_point) · scale``.
+
+The integers are stored, or a QuantizeLinear makes them of a constant when the file runs. Between the DequantizeLinear and
+what reads the weight may stand operators that only lay its elements out anew.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.affine import Array, Float64, FoldError
+from normfuse.affine import Array, Float64
 from normfuse.graph.editing import describe
 from normfuse.graph.reading import has_parameters, input_at, is_op
 from normfuse.graph.site import Declined, Reading
 
-_PER_AXIS = 13
-"""The opset in which DequantizeLinear took a scale per position of one axis."""
+_MOST_VIEWS = 8
+
+
+_VIEWS = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A QuantizeLinear of constants. ratio: floats/scale, in float64, before it is rounded; zero: its zero point, spread."""
+
+    node: ir.Node
+    floats: Array
+    ratio: Float64
+    zero: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
     """``node`` as what it holds. scale: (), (size along ``axis``,), or where ``block`` is not 0 of the integers' rank.
 
-    Both scale and zero keep the types of the graph. zero None: zero.
+    Both scale and zero keep the types of the graph. zero None: zero. source: where the integers come from, if they are not
+    stored. views: the nodes behind ``node`` that lay the elements out anew, first first.
     """
 
     node: ir.Node
@@ -30,6 +47,8 @@ class Quantized:
     zero: Array | None
     axis: int
     block: int
+    source: Source | None = None
+    views: tuple[ir.Node, ...] = ()
 
     @property
     def is_per_tensor(self) -> bool:
@@ -44,26 +63,57 @@ class Quantized:
             return np.repeat(parameter, self.block, self.axis).take(range(self.integers.shape[self.axis]), self.axis)
         return parameter.reshape([-1 if at == self.axis else 1 for at in range(self.integers.ndim)])
 
-    def values(self) -> Array:
-        """Return what the node computes: in float64, rounded once to the type of the scale."""
+    def values(self, reading: Reading) -> Array | None:
+        """Return the weight: computed in float64, rounded once to the type of the scale, laid out as it is read."""
         wide = self.integers.astype(np.float64)
         if self.zero is not None:
             wide = wide - self.spread(self.zero).astype(np.float64)
-        return np.asarray((wide * self.spread(self.scale).astype(np.float64)).astype(self.scale.dtype))
+        return self.laid_out(
+            np.asarray((wide * self.spread(self.scale).astype(np.float64)).astype(self.scale.dtype)), reading
+        )
+
+    def laid_out(self, array: Array, reading: Reading) -> Array | None:
+        """Return what the views make of an array of the shape of the integers."""
+        result: Array | None = array
+        for node in self.views:
+            result = None if result is None else reading.constants.applied(node, result)
+        return result
+
+    def stored_axis(self, axis: int, reading: Reading) -> int | None:
+        """Return which axis of the integers ``axis`` of the weight is; None where it is none, or a part of one."""
+        if not self.views:
+            return axis
+        for candidate, size in enumerate(self.integers.shape):
+            shape = [size if at == candidate else 1 for at in range(self.integers.ndim)]
+            places = np.broadcast_to(np.arange(size).reshape(shape), self.integers.shape)
+            found = self.laid_out(places, reading)
+            if found is None or found.shape[axis] != size:
+                continue
+            if (np.moveaxis(found, axis, -1) == np.arange(size)).all():
+                return candidate
+        return None
 
 
 def read_quantized(value: ir.Value | None, reading: Reading) -> Quantized | Declined | None:
     """Return the constant that a DequantizeLinear makes, or why it is none; None where ``value`` has another origin."""
     node = None if value is None else value.producer()
+    views: list[ir.Node] = []
+    while node is not None and is_op(node, *_VIEWS) and len(views) < _MOST_VIEWS and not has_parameters(node):
+        views.insert(0, node)
+        operand = input_at(node, 0)
+        node = None if operand is None else operand.producer()
     if node is None or not is_op(node, "DequantizeLinear"):
         return None
     name = f"DequantizeLinear '{describe(node)}'"
     if has_parameters(node):
         return Declined(f"an attribute of {name} is a parameter of the function", node)
+    source = _read_source(input_at(node, 0), reading)
+    if isinstance(source, Declined):
+        return source
     arrays: list[Array | None] = []
     for index in range(3):
         operand = input_at(node, index)
-        array = reading.constants.array(operand)
+        array = reading.constants.array(operand) if index or source is None else source[1]
         if operand is not None and array is None:
             return Declined(f"'{operand.name}' of {name} {reading.constants.obstacle(operand)}", node)
         arrays.append(array)
@@ -74,7 +124,7 @@ def read_quantized(value: ir.Value | None, reading: Reading) -> Quantized | Decl
         return Declined(f"{name} holds {integers.dtype.name}, no integers", node)
     axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
     axis = axis + integers.ndim if axis < 0 else axis
-    found = Quantized(node, integers, scale, zero, axis, block)
+    found = Quantized(node, integers, scale, zero, axis, block, None if source is None else source[0], tuple(views))
     fits = found.is_per_tensor or (
         axis < integers.ndim and (scale.ndim == integers.ndim if block else scale.shape == (integers.shape[axis],))
     )
@@ -83,57 +133,36 @@ def read_quantized(value: ir.Value | None, reading: Reading) -> Quantized | Decl
     return found
 
 
-def scaled(weight: Quantized, factor: Float64, axis: int, opset: int) -> Quantized:
-    """Return ``weight`` times ``factor`` (C,) along ``axis``, with the same integers up to sign and zeroed channels.
+def _read_source(value: ir.Value | None, reading: Reading) -> tuple[Source, Array] | Declined | None:
+    """Return a QuantizeLinear of constants and the integers that it makes; None where ``value`` comes from elsewhere.
 
-    Only the scales change: ``factor · ((q − z) · s) = (q − z) · (factor · s)``, rounded once to their type. A negative
-    factor negates the integers; a factor of 0 sets them to the zero point, since a scale of 0 is none.
-    Raises FoldError where the integers or the type of the scale cannot hold that.
+    The integers are for judging: at a tie a runtime may round another way, so they are never written into a file.
     """
-    channels = factor.size
-    zero = weight.zero
-    if weight.is_per_tensor:
-        if opset < _PER_AXIS:
-            raise FoldError(f"below opset {_PER_AXIS} a DequantizeLinear has one scale for all channels")
-        row = np.broadcast_to(weight.scale.reshape(()), (channels,))
-        zero = None if zero is None else np.broadcast_to(zero.reshape(()), (channels,)).copy()
-        weight = replace(weight, scale=row, zero=zero, axis=axis)
-    elif (weight.axis == axis) == bool(weight.block):
-        lie = "hold for blocks" if weight.block else f"lie along axis {weight.axis}, not"
-        raise FoldError(f"the scales of its weight {lie} along its output channels")
-    wide = weight.scale.astype(np.float64)
-    if not np.isfinite(wide).all() or wide.min() < 0.0:
-        raise FoldError("a scale of its weight is negative or not finite")
-    shape = [channels if at == (axis if weight.block else 0) else 1 for at in range(wide.ndim)]
-    wide = wide * np.where(factor == 0.0, 1.0, np.abs(factor)).reshape(shape)
-    scale = wide.astype(weight.scale.dtype)
-    info = ml_dtypes.finfo(scale.dtype)  # type: ignore[no-untyped-call]
-    wrong = ~np.isfinite(scale.astype(np.float64)) | ((wide > 0.0) & (wide < float(info.smallest_normal)))
-    if wrong.any():
-        raise FoldError(f"a scale of its weight becomes {wide[wrong][0]:.3g}, which {scale.dtype.name} does not hold")
-    return replace(weight, scale=scale, integers=_signed(weight, factor, axis))
-
-
-def _signed(weight: Quantized, factor: Float64, axis: int) -> Array:
-    """Return the integers with the signs of ``factor``, channel by channel: negated, or at the zero point for 0."""
-    integers = np.moveaxis(weight.integers, axis, 0)
-    if np.all(factor > 0.0):
-        return weight.integers
-    zero = np.zeros((), weight.integers.dtype) if weight.zero is None else weight.spread(weight.zero)
-    zeros = np.moveaxis(np.broadcast_to(zero, weight.integers.shape), axis, 0)
-    result = integers.copy()
-    name = weight.integers.dtype.name
-    for channel in np.flatnonzero(factor <= 0.0):
-        if factor[channel] == 0.0:
-            result[channel] = zeros[channel]
-            continue
-        what = f"the scale is negative in channel {channel}, and "
-        row, lowest = integers[channel].astype(np.int64), int(ml_dtypes.iinfo(weight.integers.dtype).min)  # type: ignore[no-untyped-call]
-        if zeros[channel].astype(np.int64).any():
-            raise FoldError(f"{what}the zero point of its weight is not 0")
-        if lowest == 0 and row.any():
-            raise FoldError(f"{what}{name} has no negative numbers")
-        if (row == lowest).any() and lowest < 0:
-            raise FoldError(f"{what}its weight holds {lowest}, whose negative {name} does not have")
-        result[channel] = (-row).astype(weight.integers.dtype)
-    return np.ascontiguousarray(np.moveaxis(result, 0, axis))
+    node = None if value is None else value.producer()
+    if node is None or not is_op(node, "QuantizeLinear") or has_parameters(node):
+        return None
+    floats, scale, zero = (reading.constants.array(input_at(node, index)) for index in range(3))
+    for index in range(3):
+        operand = input_at(node, index)
+        if operand is not None and reading.constants.array(operand) is None:
+            return Declined(
+                f"'{operand.name}' of QuantizeLinear '{describe(node)}' {reading.constants.obstacle(operand)}", node
+            )
+    asked = node.attributes.get_int("output_dtype", 0)
+    dtype = zero.dtype if zero is not None else ir.DataType(asked).numpy() if asked else np.dtype(np.uint8)
+    if floats is None or scale is None or "int" not in dtype.name:
+        return None
+    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+    own = Quantized(node, floats, scale, zero, axis + floats.ndim if axis < 0 else axis, block)
+    info = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+    try:
+        with np.errstate(all="ignore"):
+            ratio = floats.astype(np.float64) / own.spread(scale).astype(np.float64)
+        shift = np.zeros(floats.shape, np.int64) if zero is None else own.spread(zero).astype(np.int64)
+        shift = np.broadcast_to(shift, floats.shape)
+    except (ValueError, IndexError):
+        return Declined(f"the scale of QuantizeLinear '{describe(node)}' does not fit its input", node)
+    if not np.isfinite(ratio).all():
+        return Declined(f"the input of QuantizeLinear '{describe(node)}' over its scale is not finite", node)
+    integers = np.clip(np.rint(ratio) + shift, int(info.min), int(info.max)).astype(dtype)
+    return Source(node, floats, ratio, shift), integers

@@ -129,6 +129,78 @@ def test_a_factor_of_zero_leaves_the_scale_and_sets_the_zero_point() -> None:
     assert_same(model, fused)
 
 
+VIEWS = [
+    ("Linear of torch", "k = DequantizeLinear <axis = 0> (Q, S)  w = Transpose (k)  c = MatMul (x, w)",
+     {"Q": integers(4, 5), "S": S}, {"x": "float[3,5]", "y": "float[3,4]"}),
+    ("pointwise Conv", "k = DequantizeLinear <axis = 0> (Q, S, Z)  w = Unsqueeze (k, A)  c = Conv (x, w)",
+     {"Q": integers(4, 3), "S": S, "Z": Z, "A": np.array([2, 3])}, {}),
+    ("one scale", "k = DequantizeLinear (Q, S)  t = Transpose <perm = [3,2,0,1]> (k)  w = Identity (t)  c = Conv (x, w)",
+     {"Q": integers(3, 3, 3, 4), "S": scales()}, {}),
+    ("Reshape", "k = DequantizeLinear <axis = 0> (Q, S)  w = Reshape (k, R)  c = Conv (x, w)",
+     {"Q": integers(4, 27), "S": S, "R": np.array([0, 3, 3, -1])}, {}),
+    ("blocks", "k = DequantizeLinear <axis = 1, block_size = 3> (Q, S)  w = Transpose (k)  c = MatMul (x, w)",
+     {"Q": integers(4, 6, dtype=INT4), "S": scales(4, 2)}, {"x": "float[3,6]", "y": "float[3,4]"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "arrays", "types"), [case[1:] for case in VIEWS], ids=[case[0] for case in VIEWS])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_folds_through_what_lays_the_weight_out_anew(
+    body: str, arrays: dict[str, Array], types: dict[str, str], sign: int
+) -> None:
+    if sign < 0 and "Z" in arrays:
+        arrays = {**arrays, "Z": np.zeros_like(arrays["Z"])}
+    model = build(graph(body, **types), {**signed(1, sign, 1, 1), **arrays}, opset=21, ir_version=10)
+    fused, report = fuse(model)
+    assert count(fused, "BatchNormalization") == 0
+    assert count(fused, "DequantizeLinear") == 1
+    assert not report.declined
+    assert_same(model, fused)
+    assert not normfuse.fuse(fused)[1].rewrites
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1, 1), (1, -1, 0, -1)])
+@pytest.mark.parametrize("form", ["per channel", "one scale", "zero point"])
+def test_a_weight_that_is_quantised_in_the_graph_keeps_its_quantiser(signs: tuple[int, ...], form: str) -> None:
+    """Its integers are what the runtime rounds them to, with the other sign where the factor is negative."""
+    head = {"per channel": "<axis = 0> (W, S, Z)", "one scale": "(W, S, Z)", "zero point": "<axis = 0> (W, S, Z)"}[form]
+    back = head.replace("W", "q")
+    weight = np.clip(np.asarray(normal(4, 3, 3, 3), np.float32), -2, 2)
+    shape = () if form == "one scale" else (4,)
+    steps = np.asarray(scales(*shape), np.float32) + np.float32(0.02)
+    arrays: dict[str, Array] = {"W": weight, "S": np.asarray(steps), "Z": np.zeros(shape, np.int8)}
+    if form == "zero point":
+        arrays["Z"], signs = np.array([3, 0, 7, 0], np.int8), (*signs[:2], abs(signs[2]), signs[3])
+    model = build(
+        graph(f"q = QuantizeLinear {head}  w = DequantizeLinear {back}  c = Conv (x, w)"), {**signed(*signs), **arrays}
+    )
+    fused, report = fuse(model)
+    assert [node.op_type for node in fused.graph] == ["QuantizeLinear", "DequantizeLinear", "Conv"]
+    assert not report.declined
+    if min(signs) > 0:
+        np.testing.assert_array_equal(stored(fused, "W"), weight)
+    else:
+        factor = np.sign(signs).astype(np.float32)[:, None, None, None]
+        np.testing.assert_array_equal(stored(fused, "W_folded"), weight * factor)
+    assert_same(model, fused)
+    assert not normfuse.fuse(fused)[1].rewrites
+
+
+def test_a_weight_that_others_read_through_a_view_is_copied() -> None:
+    body = f"k = DequantizeLinear <axis = 0> (Q, S)  w = Transpose (k)  c = MatMul (x, w)  y = {BN}  z = MatMul (x, w)"
+    model = build(
+        f"g (float[3,5] x) => (float[3,4] y, float[3,4] z) {{ {body} }}",
+        {"Q": integers(4, 5), "S": S, **signed(1, -1, 1, 1)},
+    )
+    for index, node in enumerate(model.graph.node):
+        node.name = f"n{index}"
+    fused, _ = fuse(model)
+    assert count(fused, "BatchNormalization") == 0
+    assert count(fused, "DequantizeLinear") == 2
+    assert len({node.name for node in fused.graph}) == len(fused.graph)
+    assert_same(model, fused)
+
+
 LOWEST = Q.copy()
 LOWEST[1, 0, 0, 0] = -128
 DECLINES = [
@@ -154,9 +226,22 @@ DECLINES = [
     ("computed scale", build("g (float[2,3,6,6] x, float[4] t) => (float[2,4,4,4] y) { "
      f"w = DequantizeLinear <axis = 0> (Q, t)  c = Conv (x, w)  y = {BN} }}", {"Q": Q, **POSITIVE}),
      "'t' of DequantizeLinear 'DequantizeLinear → w' is an input of the graph"),
-    ("quantised in the graph", build(graph("q = QuantizeLinear (W, S)  w = DequantizeLinear (q, S)  c = Conv (x, w)"),
-     {"W": normal(4, 3, 3, 3), "S": scales(), **POSITIVE}),
-     "'q' of DequantizeLinear 'DequantizeLinear → w' is computed by QuantizeLinear 'q'"),
+    ("quantised from an input", build("g (float[2,3,6,6] x, float[4,3,3,3] k) => (float[2,4,4,4] y) { "
+     f"q = QuantizeLinear (k, S)  w = DequantizeLinear (q, S)  c = Conv (x, w)  y = {BN} }}", {"S": scales(), **POSITIVE}),
+     "'k' of QuantizeLinear 'QuantizeLinear → q' is an input of the graph"),
+    ("quantised asymmetrically", build(graph("q = QuantizeLinear (W, S)  w = DequantizeLinear (q, S)  c = Conv (x, w)"),
+     {"W": normal(4, 3, 3, 3), "S": np.asarray(0.05, np.float32), **signed(1, -1, 1, 1)}),
+     "the scale is negative in channel 1, and uint8 has no negative numbers"),
+    ("quantised, and cut", build(graph("q = QuantizeLinear (W, S, Z)  w = DequantizeLinear (q, S, Z)  c = Conv (x, w)"),
+     {"W": normal(4, 3, 3, 3), "S": np.asarray(0.01, np.float32), "Z": np.asarray(0, np.int8), **signed(1, -1, 1, 1)}),
+     "the scale is negative in channel 1, and its weight is cut where it is quantised: int8 is not symmetric"),
+    ("quantised with another zero point", build(graph(
+     "q = QuantizeLinear (W, S, Z)  w = DequantizeLinear (q, S, T)  c = Conv (x, w)"), {"W": normal(4, 3, 3, 3),
+     "S": np.asarray(0.05, np.float32), "Z": np.asarray(0, np.int8), "T": np.asarray(1, np.int8), **signed(1, 0, 1, 1)}),
+     "the scale is zero in channel 1, and its weight is quantised with another zero point"),
+    ("channels that a Reshape splits", build(graph(
+     "k = DequantizeLinear (Q, S)  w = Reshape (k, R)  c = Conv (x, w)"), {"Q": integers(2, 6, 3, 3), "S": scales(),
+     "R": np.array([4, 3, 3, 3]), **POSITIVE}), "its output channels lie along no axis of the integers"),
 ]  # fmt: skip
 
 
