@@ -18,7 +18,7 @@ from normfuse.graph.editing import Replacement, initializer, removal_refusal
 from normfuse.graph.site import Declined, Reading
 from normfuse.passes.branches import Branch, Trace, read_branch, spatial_sizes, traces
 from normfuse.passes.linear import Linear, like, read_linear
-from normfuse.passes.stencil import Sizes, Stencil, total, total_work
+from normfuse.passes.stencil import Sizes, Stencil, covers, total, total_work
 from normfuse.passes.sums import Sum, Term, read_sum
 from normfuse.recognise.affine_chain import Norms, per_channel
 
@@ -226,6 +226,8 @@ def _joined(group: Group, branch: Branch, sizes: Sizes) -> Group:
     if work > apart:
         raise FoldError(f"one Conv would take {work} multiply-adds a position, apart they take {apart}")
     whole = total(group.stencil, branch.stencil, sizes)
+    if not covers(whole, group.stencil, branch.stencil):
+        raise FoldError("one Conv would read what neither of them reads")
     if branch.far is not None:
         before = group.stencil.rounding(branch.far.moment) + branch.far.error
         if (whole.rounding(branch.far.moment) > _LARGEST_LOSS**2 * before).any():

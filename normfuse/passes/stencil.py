@@ -142,6 +142,15 @@ def total_work(first: Stencil, second: Stencil, sizes: Sizes) -> int:
     return first.outputs * (first.inputs // group) * math.prod(grid.kernel for grid in grids)
 
 
+def covers(whole: Stencil, *parts: Stencil) -> bool:
+    """Whether every weight of ``whole``, a sum of ``parts``, is one of theirs: a weight of zero makes NaN of what it reads."""
+    given = np.zeros(whole.weight.shape, bool)
+    for part in parts:
+        taps = tuple(grid.taps(inner) for grid, inner in zip(whole.grids, part.grids, strict=True))
+        given[(slice(None), slice(None), *taps)] |= regrouped(np.ones(part.weight.shape), part.group, whole.group) > 0.0
+    return bool(given.all())
+
+
 def _common_group(first: Stencil, second: Stencil) -> int:
     """Return the number of groups of a sum. Raises FoldError where one operand would broadcast to the other."""
     if first.inputs != second.inputs or first.outputs != second.outputs:

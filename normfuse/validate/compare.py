@@ -165,8 +165,8 @@ def _judge_classes(samples: Sequence[Sample], dtype: ir.DataType, label: _Label)
     """NaN and infinity: return the failing check, or None.
 
     T finite, in range, and r finite: c must be finite. T finite and r not: c is free. T NaN or ±inf: c in the same
-    class. |T| beyond the type's range: the infinity of its sign is allowed. Where the inputs themselves are not finite,
-    NaN and the infinities are one class: the algebra of a rewrite gives one for the other (:data:`families.NONFINITE`).
+    class. |T| beyond the type's range: the infinity of its sign is allowed. Where the inputs themselves are NaN,
+    NaN and the infinities are one class (:data:`families.NONFINITE`).
     """
     is_one_class = label.inputs.startswith(NONFINITE)
     limit = largest(dtype)

@@ -39,7 +39,7 @@ def cut_truths(
     """Return the graphs cut where the first one draws or decides, if that is needed, and in words why.
 
     Random operators: every family, since no run of a runtime is comparable otherwise. Decisions: the first family, if
-    some of them lie near a tie, and that of NaN and infinity, which decide anything.
+    some of them lie near a tie, and that of NaN, which decides anything.
     """
     drawn = [node for node in oracles[0].nodes if is_random(node)]
     deciding = [node for node in oracles[0].jumps() if not is_control(node) and node not in drawn]

@@ -61,14 +61,14 @@ def _with_outliers(x: Array) -> Array:
 def _with_nonfinite(x: Array) -> Array:
     y = x.copy()
     flat = y.reshape(-1)
-    flat[0], flat[-1] = np.nan, np.inf
+    flat[0] = flat[-1] = np.nan
     return y
 
 
-NONFINITE = "NaN and infinity"
-"""Here the algebra that a rewrite stands on does not hold: ∞ − ∞ is NaN and in another order of the sums ∞, a weight of zero
-makes NaN of ∞. So NaN and the infinities are one class; what is finite in the original is finite in the candidate, and
-the reverse: a NaN shows what a result reads."""
+NONFINITE = "NaN"
+"""What is finite in the original is finite in the candidate, and the reverse: a NaN shows what a result reads. No infinity:
+there the algebra that a rewrite stands on does not hold. ∞ − ∞ of two branches is NaN where their one kernel gives −∞, and a
+Relu behind makes 0 of that. NaN and the infinities that come of it are one class."""
 
 ORDINARY = Aim("standard normal", lambda x: x)
 AIMS = (
