@@ -59,7 +59,7 @@ def best_spelling(
         return None
     kind = _kind(site, reading)
     spelling = fastest(kind, own, provider)
-    fuses = is_fusible(site, opset, provider)
+    fuses = provider is Provider.CPU and is_fusible(site, opset)
     beside = operator_of(site, opset) if spelling is Spelling.OPERATOR else None
     wins = native_wins(kind, own, provider, alone=spelling is Spelling.OPERATOR and beside is None)
     if native and wins and has_plain_name(site, opset, reading.ranks.of(site.operands.x)):
@@ -78,8 +78,9 @@ def best_spelling(
         return None if done <= operators else spelling
     # Where the opset has no operator, elementary ones would only be written in another way.
     operator = operator_of(site, opset)
-    written = operator is None or operator in operators or not has_kernel(operator, own, provider)
-    return None if written else spelling
+    if operator is None or not has_kernel(operator, own, provider):
+        return None
+    return None if operator in operators and "Reshape" not in operators else spelling
 
 
 def _kind(site: NormSite, reading: Reading) -> str:

@@ -14,8 +14,6 @@ from collections import Counter
 import onnx_ir as ir
 
 from normfuse.emit.primitive import emit_primitive
-from normfuse.emit.standard import operator_of
-from normfuse.emit.target import Provider
 from normfuse.emit.writing import HALVES, output_type, type_of, wide_type
 from normfuse.graph.editing import Replacement
 from normfuse.graph.reading import is_op
@@ -28,10 +26,10 @@ _FUSED = (
 )
 
 
-def is_fusible(site: NormSite, opset: int, provider: Provider) -> bool:
-    """Whether ``site`` has no operator at ``opset``, but elementary ones that ``provider`` fuses into a kernel of its own."""
+def is_fusible(site: NormSite, opset: int) -> bool:
+    """Whether ``site`` is of a kind that is fused, and older than its operator: from then on ``opset`` says it in one."""
     spec, operands, own = site.spec, site.operands, type_of(site)
-    if provider is not Provider.CPU or operator_of(site, opset) is not None or site.extra_outputs:
+    if site.extra_outputs or opset >= (17 if spec.centred else 23):
         return False
     if spec.statistics != Trailing((-1,)) or spec.affine.axes is not AffineAxes.NORMALISED or operands.scale is None:
         return False

@@ -3,6 +3,7 @@
 LayerNormalization from opset 17 on, GroupNormalization with parameters per channel from 21, RMSNormalization from 23,
 InstanceNormalization and BatchNormalization always. GroupNormalization-18, whose parameters are per group, is
 deprecated and refused by onnx.checker: below opset 21 a group norm is Reshape, InstanceNormalization, Reshape, affine.
+A layer norm below 17 and an RMS norm below 23 are elementary operators, those that runtimes fuse where they do.
 Source: ONNX operator changelog.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from normfuse.emit.fusible import emit_fusible, is_fusible
 from normfuse.emit.kernels import has_kernel
 from normfuse.emit.primitive import emit_primitive, total, with_affine
 from normfuse.emit.writing import (
@@ -50,6 +52,8 @@ def emit_standard(site: NormSite, reading: Reading, opset: int) -> Replacement |
     if objection is not None:
         return objection
     operator = operator_of(site, opset)
+    if operator is None and is_fusible(site, opset):
+        return emit_fusible(site, reading, opset)
     if operator is None or not _holds_outputs(site, operator):
         return emit_primitive(site, reading, opset)
     if operator in ("LayerNormalization", "RMSNormalization"):

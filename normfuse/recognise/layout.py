@@ -69,8 +69,8 @@ def _fits(affine: Axes, axes: Axes, rank: int | None, layout: Layout) -> bool:
 
 def _candidates(axes: Axes, rank: int | None, *, centred: bool, has_affine: bool) -> list[Layout]:
     trailing = Layout(Trailing(axes), AffineAxes.NORMALISED if has_affine else AffineAxes.CHANNEL)
-    if rank is None:
-        return [trailing]
+    if rank is None or rank < 2:
+        return [trailing]  # a vector has neither samples nor channels
     first: list[Layout] = []
     after: list[Layout] = []
     images = rank >= 4

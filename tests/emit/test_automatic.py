@@ -148,3 +148,14 @@ def test_with_the_library_only_names_that_have_kernels(text: str, name: str | No
     assert isinstance(written, Replacement)
     assert [node.op_type for node in written.adds if node.domain == "ai.normfuse"] == [name]
     assert [function.name for function in written.functions] == [name]
+
+
+def test_groups_of_one_channel_are_an_instance_norm() -> None:
+    """As Reshape · InstanceNormalization · Reshape · Mul · Add they are five operators for one."""
+    text = head(18, "float[2,4,6,5]").replace("{0, 2, -1}", "{0, 4, -1}").replace("one = {1, 1}", "o2 = {1, 1}")
+    text = text.replace("zero = {0, 0}>", "").replace(
+        "float[4] s =", "float[4] one = {1,1,1,1}, float[4] nil = {0,0,0,0}, float[4] s ="
+    )
+    model, declined = emitted(text + RESHAPED.replace("zero", "nil"), Form.AUTO)
+    assert not declined
+    assert node_types(model) == ["InstanceNormalization"]

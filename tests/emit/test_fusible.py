@@ -1,4 +1,4 @@
-"""What auto writes where the opset has no operator: elementary operators that onnxruntime fuses into a kernel."""
+"""What auto and standard write where the opset has no operator: elementary operators that onnxruntime fuses into a kernel."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def layer(opset: int, *, x: str = "z = Relu (x)", dtype: str = "float", bias: st
           {bias} }}"""
 
 
-def fused(text: str) -> ir.Model:
-    model, _ = normfuse.fuse(ir.to_proto(model_of(text)), Target(Form.AUTO, native=False))
-    again, report = normfuse.fuse(io.to_proto(model), Target(Form.AUTO, native=False))
+def fused(text: str, form: Form = Form.AUTO) -> ir.Model:
+    model, _ = normfuse.fuse(ir.to_proto(model_of(text)), Target(form, native=False))
+    again, report = normfuse.fuse(io.to_proto(model), Target(form, native=False))
     assert not report.rewrites
     assert node_types(again) == node_types(model)
     onnx.checker.check_model(io.to_proto(model), full_check=True)
@@ -78,6 +78,7 @@ def loaded(model: ir.Model, folder: Path) -> list[str]:
     return [node.op_type for node in onnx.load(folder / "loaded.onnx").graph.node]
 
 
+@pytest.mark.parametrize("form", [Form.AUTO, Form.STANDARD])
 @pytest.mark.parametrize(
     ("text", "expected", "kernel"),
     [
@@ -88,8 +89,8 @@ def loaded(model: ir.Model, folder: Path) -> list[str]:
         *((layer(opset), ["Relu", *LAYER], "LayerNormalization") for opset in (7, 11, 13, 16)),
     ],
 )
-def test_it_is_fused(text: str, expected: list[str], kernel: str, tmp_path: Path) -> None:
-    model = fused(text)
+def test_it_is_fused(text: str, expected: list[str], kernel: str, form: Form, tmp_path: Path) -> None:
+    model = fused(text, form)
     assert node_types(model) == expected
     ran = loaded(model, tmp_path)
     assert kernel in ran

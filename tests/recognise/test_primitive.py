@@ -16,7 +16,7 @@ from normfuse.recognise import find_norms
 from normfuse.recognise.primitive import find_decomposed
 from normfuse.recognise.surroundings import with_activation
 from normfuse.reference import evaluate
-from normfuse.spec import Activation, ComputeType, NormSpec, canonical
+from normfuse.spec import Activation, ComputeType, NormSpec, Trailing, canonical
 from tests.graphs import model_of, reading_of
 from tests.spellings import FOLLOWERS, SLOPE, Spelling, Written, graph_of, spellings
 
@@ -252,3 +252,23 @@ def test_finding_is_linear_and_takes_few_steps() -> None:
     small, large = calls(250), calls(750)
     assert small < 120 * 3000, small  # of these 3000 nodes a twelfth is norms, which is more than any network has
     assert large < 3.05 * small, (small, large)
+
+
+@pytest.mark.parametrize(("axes", "statistics"), [("[0]", Trailing((-1,))), ("[-1]", Trailing((-1,)))])
+def test_a_vector_has_neither_samples_nor_channels(axes: str, statistics: Trailing) -> None:
+    """Its norm is a layer norm, not one over a batch."""
+    site = the_site(
+        model_of(
+            HEAD
+            + f"""g (float[8] x) => (float[8] y) <float e = {{0.001}}, float[8] w = {{1,2,3,4,5,6,7,8}}> {{
+              m = ReduceMean <axes = {axes}> (x)
+              d = Sub (x, m)
+              q = Mul (d, d)
+              v = ReduceMean <axes = {axes}> (q)
+              s = Add (v, e)
+              r = Sqrt (s)
+              n = Div (d, r)
+              y = Mul (n, w) }}"""
+        )
+    )
+    assert (site.spec.statistics, site.spec.affine.scale) == (statistics, True)
