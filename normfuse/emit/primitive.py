@@ -161,11 +161,12 @@ def _parameter_shape(site: NormSite, rank: int | None) -> tuple[int, ...] | None
 
 
 def with_affine(site: NormSite, draft: Draft, y: ir.Value, shape: tuple[int, ...] | None) -> ir.Value:
-    """Write ``y · γ + β``, each as far as it is there, in the type of y; parameters in ``shape``."""
+    """Write ``y · γ + β``, each as far as it is there and changes anything, in the type of y; parameters in ``shape``."""
     dtype = y.dtype
     assert dtype is not None
-    for op_type, parameter in (("Mul", site.operands.scale), ("Add", site.operands.bias)):
-        if parameter is None:
+    for op_type, parameter, neutral in (("Mul", site.operands.scale, 1.0), ("Add", site.operands.bias, 0.0)):
+        array = draft.array(parameter)
+        if parameter is None or (array is not None and bool((array == neutral).all())):
             continue
         value = draft.cast(parameter, dtype)
         y = draft.op(op_type, y, value if shape is None else draft.reshaped(value, shape))

@@ -70,7 +70,7 @@ def _operator(node: ir.Node, reading: Reading) -> OtherSite | None:
 
 
 def _other(term: Term, terms: Terms) -> LpNorm | GlobalResponseNorm | None:
-    """Read ``x · (…)^(−e)`` where the denominator is made of one mean of |x| or x²."""
+    """Read ``x / ‖x‖``, and with the norm of one axis over its mean along another; the norm is a root of a mean."""
     factors = [item for item in term.factors if not isinstance(terms.base(item[0]), Extent | Parameter)]
     if (0, 1.0) not in factors or any(isinstance(terms.base(base), Parameter) for base, _ in term.factors):
         return None
@@ -79,18 +79,19 @@ def _other(term: Term, terms: Terms) -> LpNorm | GlobalResponseNorm | None:
     above = [item for item in rest if item[1] > 0]
     if len(below) != 1 or terms.varies((below[0],)):
         return None
-    mean = _only_mean(((below[0][0], 1.0),), terms)
-    if mean is None:
+    found = _only_mean((below[0],), terms)
+    if found is None:
         return None
+    mean, power = found
     if above:
-        return _global_response(above, mean, terms)
+        return _global_response(above, mean, terms) if power == -1.0 else None
     if len(mean.of) != 1:
         return None
     base, exponent = mean.of[0]
     inner = terms.base(base)
-    if isinstance(inner, Magnitude) and inner.of == ((0, 1.0),) and exponent == 1.0:
+    if isinstance(inner, Magnitude) and inner.of == ((0, 1.0),) and (exponent, power) == (1.0, -1.0):
         return LpNorm(1, mean.axes)
-    return LpNorm(2, mean.axes) if isinstance(inner, Variable) and exponent == 2.0 else None
+    return LpNorm(2, mean.axes) if isinstance(inner, Variable) and (exponent, power) == (2.0, -0.5) else None
 
 
 def _global_response(above: list[tuple[int, float]], mean: Mean, terms: Terms) -> GlobalResponseNorm | None:
@@ -103,18 +104,26 @@ def _global_response(above: list[tuple[int, float]], mean: Mean, terms: Terms) -
     return GlobalResponseNorm(squares.axes) if inner == above else None
 
 
-def _only_mean(factors: Factors, terms: Terms) -> Mean | None:
-    """Return the one mean that ``factors`` are made of, behind floors, sums with a number, and roots."""
+def _only_mean(
+    factors: Factors, terms: Terms, power: float = 1.0, *, guarded: bool = False
+) -> tuple[Mean, float] | None:
+    """Return the one mean that ``factors`` are made of, and its exponent in all.
+
+    It may be guarded against zero once: by a floor, or by a positive number that is added, inside a root or behind it.
+    """
     real = [item for item in factors if not isinstance(terms.base(item[0]), Extent)]
     if len(real) != 1:
         return None
-    inner = terms.base(real[0][0])
+    base, exponent = real[0]
+    inner, power = terms.base(base), power * exponent
     if isinstance(inner, Mean):
-        return inner
+        return inner, power
+    if guarded:
+        return None
     if isinstance(inner, Floor):
-        return _only_mean(inner.of, terms)
-    if isinstance(inner, Sum) and len(inner.addends) == 1:
-        return _only_mean(inner.addends[0][0], terms)
+        return _only_mean(inner.of, terms, power, guarded=True)
+    if isinstance(inner, Sum) and len(inner.addends) == 1 and inner.constant > 0:
+        return _only_mean(inner.addends[0][0], terms, power, guarded=True)
     return None
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import normfuse
+from normfuse import io
 from normfuse.emit import emit
-from normfuse.emit.target import Form
+from normfuse.emit.target import Form, Target
 from normfuse.graph.editing import Editor, Replacement
 from normfuse.graph.site import NormSite
 from normfuse.recognise import find_norms
@@ -169,3 +171,23 @@ def test_unknown_rank_is_seen_as_three_axes() -> None:
     expected = evaluate(site.spec, {"x": x, "scale": s, "bias": b})
     # Ten roundings and a mean of 30, amplified by |x|/σ < 8, of values below 8.
     assert np.abs(y - expected).max() < 2**8 * 8 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("dtype", ["float", "bfloat16"])
+def test_ones_and_zeros_are_not_written(dtype: str) -> None:
+    """As an export of GroupNorm(affine=False) has them: read again they would be arithmetic that changes nothing."""
+    code = {"float": 1, "bfloat16": 16}[dtype]
+    text = f"""<ir_version: 10, opset_import: ["": 18]> g ({dtype}[N,4,H,W] x) => ({dtype}[N,4,H,W] y)
+        <int64[3] to = {{0, 4, -1}}, float[4] ones = {{1, 1, 1, 1}}, float[4] zeros = {{0, 0, 0, 0}},
+         float[4,1,1] w = {{1, 1, 1, 1}}, float[4,1,1] b = {{0, 0, 0, 0}}> {{
+          one = Cast <to = {code}> (ones) nil = Cast <to = {code}> (zeros)
+          scale = Cast <to = {code}> (w) bias = Cast <to = {code}> (b)
+          g = Reshape (x, to) n = InstanceNormalization (g, one, nil) s = Shape (x) r = Reshape (n, s)
+          a = Mul (r, scale) y = Add (a, bias) }}"""
+    target = Target(Form.PRIMITIVE, opset=17)
+    once, _ = normfuse.fuse(ir.to_proto(model_of(text)), target)
+    # The square alone is a Mul, and epsilon alone is added.
+    assert (node_types(once).count("Mul"), node_types(once).count("Add")) == (1, 1)
+    twice, report = normfuse.fuse(io.to_proto(once), target)
+    assert not report.rewrites
+    assert node_types(twice) == node_types(once)

@@ -178,6 +178,23 @@ def test_other_kinds(body: str, spec: LpNorm | GlobalResponseNorm) -> None:
     assert site.spec == spec
 
 
+@pytest.mark.parametrize(
+    "denominator",
+    [
+        "p = Mul (x, x)\nn = ReduceMean <axes = [-1]> (p)\nm = Add (n, e)",
+        "p = Mul (x, x)\nn = ReduceMean <axes = [-1]> (p)\na = Add (n, e)\nr = Sqrt (a)\nm = Sqrt (r)",
+        "p = Mul (x, x)\nn = ReduceSum (p)\na = Sub (n, e)\nm = Sqrt (a)",
+        "p = Mul (x, x)\nn = ReduceSum (p)\na = Add (n, e)\nr = Sqrt (a)\nm = Add (r, e)",
+        "p = Abs (x)\nn = ReduceMean <axes = [-1]> (p)\na = Add (n, e)\nm = Sqrt (a)",
+        "n = ReduceL2 <axes = [-1]> (x)\nm = Mul (n, n)",
+    ],
+    ids=["no root", "root of a root", "minus epsilon", "two epsilons", "root of |x|", "square"],
+)
+def test_what_divides_by_no_norm_is_none(denominator: str) -> None:
+    built = model(f"g (float[2, 8] x) => (float[2, 8] y) <float e = {{0.001}}> {{ {denominator}\ny = Div (x, m) }}")
+    assert find_other(built.graph, reading_of(built), set()) == ()
+
+
 def test_softmax_is_no_norm() -> None:
     built = model(
         """g (float[2, 8] x) => (float[2, 8] y) {
