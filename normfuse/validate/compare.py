@@ -59,14 +59,22 @@ class _Label:
 
 
 def judge(
-    samples: Sequence[Sample], dtype: ir.DataType, *, leg: str, inputs: str, subject: str, by_channel: bool = True
+    samples: Sequence[Sample],
+    dtype: ir.DataType,
+    *,
+    leg: str,
+    inputs: str,
+    subject: str,
+    by_channel: bool = True,
+    quantised: bool = False,
 ) -> tuple[Check, ...]:
     """Return the check of one value over all ``samples`` of an input family, then one per failing channel (the worst
     three).
 
     Limits: at most 3·B per output, 5·B per channel (axis 1; for rank 3 the last axis as well) of 16 elements or more,
     and the maximum. Channels need the same number in every sample. Of a sequence every element is judged, all of them in
-    the first check; an optional is absent on both sides or on none.
+    the first check; an optional is absent on both sides or on none. quantised: a discrete value counts quanta, so where it
+    is undecided it may be off by one, or by as much as rounding moves it.
     """
     label = _Label(leg, inputs, subject)
     if not all(sample.is_tensor for sample in samples):
@@ -81,7 +89,7 @@ def judge(
             )
             return (label.check(Verdict.NOT_RUN, detail),)
     if not is_float(dtype):
-        return (_judge_discrete(samples, label),)
+        return (_judge_discrete(samples, label, quantised=quantised),)
     failure = _judge_classes(samples, dtype, label)
     if failure is not None:
         return (failure,)
@@ -141,16 +149,18 @@ def _number(count: int) -> str:
     return f"{count} tensor{'' if count == 1 else 's'}"
 
 
-def _judge_discrete(samples: Sequence[Sample], label: _Label) -> Check:
+def _judge_discrete(samples: Sequence[Sample], label: _Label, *, quantised: bool) -> Check:
     """Integers, bools and strings: equal, except where a perturbed run or r shows that the choice was undecided."""
     wrong = undecided = total = 0
     for sample in samples:
         truth = np.asarray(sample.truth)
+        others = [*sample.perturbed, *(() if sample.reference is None else (sample.reference,))]
         free = np.zeros(truth.shape, dtype=bool)
-        for other in (*sample.perturbed, *(() if sample.reference is None else (sample.reference,))):
+        for other in others:
             free |= True if np.shape(other) != truth.shape else np.asarray(other) != truth
-        different = np.asarray(sample.candidate) != truth
-        wrong += int(np.count_nonzero(different & ~free))
+        candidate = np.asarray(sample.candidate)
+        excused = free & _within_quanta(truth, candidate, others) if quantised and truth.dtype.kind in "iu" else free
+        wrong += int(np.count_nonzero((candidate != truth) & ~excused))
         undecided += int(np.count_nonzero(free))
         total += truth.size
     aside = f"; {undecided} lie within rounding of a tie and were left out" if undecided else ""
@@ -159,6 +169,16 @@ def _judge_discrete(samples: Sequence[Sample], label: _Label) -> Check:
     if total and undecided == total:
         return label.check(Verdict.NOT_RUN, "every element lies within rounding of a tie: nothing can be said")
     return label.check(Verdict.EQUIVALENT, f"all {total - undecided} decided elements are equal{aside}")
+
+
+def _within_quanta(truth: Array, candidate: Array, others: Sequence[Array]) -> Array:
+    """Return where the candidate is off by one quantum at most, or by no more than rounding moved the truth."""
+    wide = truth.astype(np.float64)
+    allowed = np.ones(truth.shape)
+    for other in others:
+        if np.shape(other) == truth.shape:
+            allowed = np.maximum(allowed, np.abs(np.asarray(other, dtype=np.float64) - wide))
+    return np.abs(candidate.astype(np.float64) - wide) <= allowed
 
 
 def _judge_classes(samples: Sequence[Sample], dtype: ir.DataType, label: _Label) -> Check | None:

@@ -44,7 +44,7 @@ class Cut:
     def family(self, family: Family, runs: Sequence[dict[str, Held]]) -> Family:
         """Return ``family`` with the decisions and draws of the reference: ``runs`` hold :func:`needs`, one a feed."""
         feeds = tuple({**feed, **self._fed(run)} for feed, run in zip(family.feeds, runs, strict=True))
-        return replace(family, name=f"{family.name}, cut", feeds=feeds)
+        return replace(family, name=f"{family.name}, cut", feeds=feeds, known={})
 
     def _fed(self, run: dict[str, Held]) -> Feed:
         feed: Feed = {}

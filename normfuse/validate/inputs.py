@@ -7,12 +7,13 @@ a loop's trip count is known by the Loop that it goes to, masks and lengths by t
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from normfuse.errors import ValidationError
+from normfuse.validate.held import Held
 from normfuse.validate.rounding import Array, is_float
 
 # A batch of 2 so that batch statistics and per-sample ones differ; 224 is what image networks with a fixed head need.
@@ -60,6 +61,8 @@ class Family:
 
     by_channel: whether every channel is judged, which takes values that are spread evenly: where a few large ones
     decide a channel, its error is one draw of a rounding. runs: how many perturbed runs measure what rounding does.
+    is_local: whether each changed segment is judged on it. known: what a float64 run of the original on the first feed has
+    given already.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Family:
     on_providers: bool = True
     by_channel: bool = True
     runs: int = 4
+    is_local: bool = True
+    known: Mapping[str, Held] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from normfuse.report.verdict import Check, Latency, Leg, Verdict
 from normfuse.validate.call import OracleFailed
 from normfuse.validate.compare import Sample, judge
+from normfuse.validate.decisions import is_quantised
 from normfuse.validate.held import Held
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.rounding import Array
@@ -103,6 +104,7 @@ def end_to_end(
                 inputs=truth.family.name,
                 subject=f"output '{name}'",
                 by_channel=truth.family.by_channel,
+                quantised=is_quantised(value),
             )
         )
     return checks

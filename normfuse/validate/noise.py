@@ -146,8 +146,9 @@ def deviation(call: Call, inputs: Sequence[Array | None], y: Array, roundoff: fl
         terms = math.prod(arrays[1].shape[1:])
         if call.op == "ConvTranspose":
             terms = arrays[1].shape[0] // call.int("group", 1) * math.prod(arrays[1].shape[2:])
-        squares = _CONVOLUTIONS[call.op](np.square(arrays[0]), np.square(arrays[1]), call)
-        return np.hypot(rounded, inner * np.sqrt(terms / 6.0 * squares))
+        x, weight = _scaled(arrays[0]), _scaled(arrays[1])
+        squares = _CONVOLUTIONS[call.op](np.square(x[0]), np.square(weight[0]), call)
+        return np.hypot(rounded, inner * x[1] * weight[1] * np.sqrt(terms / 6.0 * squares))
     if call.op in ("Gemm", "MatMul", "FusedMatMul"):
         return np.hypot(rounded, inner * _product(call, arrays[0], arrays[1]))
     if call.op in ("ReduceSum", "ReduceMean", "ReduceL1") and arrays[0].size and y.size:
@@ -169,6 +170,14 @@ def deviation(call: Call, inputs: Sequence[Array | None], y: Array, roundoff: fl
     if call.op in _COMPOUND:
         return np.asarray(np.hypot(rounded, roundoff * np.sqrt(np.mean(np.square(y)))))
     return rounded
+
+
+def _scaled(array: Array) -> tuple[Array, float]:
+    """Return ``array`` as float32 over its largest magnitude, and that: a deviation is wanted to a percent."""
+    largest = float(np.abs(array).max(initial=0.0))
+    if not math.isfinite(largest) or not largest:
+        return array.astype(np.float32), 1.0
+    return (array * (1.0 / largest)).astype(np.float32), largest
 
 
 def _product(call: Call, a: Array, b: Array) -> Array:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from normfuse.report.verdict import Check, Latency, Leg, Verdict
 from normfuse.validate.backends import Backend
 from normfuse.validate.compare import judge
+from normfuse.validate.decisions import is_quantised
 from normfuse.validate.legs import Outcome, conclude, lost, samples_of
 from normfuse.validate.rounding import Array
 from normfuse.validate.sessions import Cause, Failure, Level, Results, RuntimeLimits, Task, run_tasks
@@ -118,8 +119,8 @@ def judged(
                 continue
             samples = samples_of(truth, name, [item[name] for item in ours], [item[name] for item in theirs])
             dtype = output_type(value, truth.outputs[0][name])
-            by_channel = truth.family.by_channel
-            checks.extend(judge(samples, dtype, leg=leg, inputs=inputs, subject=subject, by_channel=by_channel))
+            how = {"by_channel": truth.family.by_channel, "quantised": is_quantised(value)}
+            checks.extend(judge(samples, dtype, leg=leg, inputs=inputs, subject=subject, **how))
     return checks
 
 

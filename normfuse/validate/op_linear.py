@@ -77,7 +77,7 @@ def convolve(x: Array, weight: Array, call: Call) -> Array:
     if weight.shape[1] == 1 and maps == group:
         return _depthwise(view, weight, out)
     flat = weight.reshape(group, maps // group, -1)
-    result = np.empty((batch, maps, *out))
+    result = np.empty((batch, maps, *out), dtype=np.result_type(x, weight))
     row = channels * math.prod(kernel) * math.prod(out[1:]) * 8
     rows = max(1, min(out[0], _COLUMN_BYTES // max(row, 1)))
     # Small planes are multiplied several samples at a time: one matrix product instead of many thin ones.
@@ -94,7 +94,7 @@ def convolve(x: Array, weight: Array, call: Call) -> Array:
 
 def _depthwise(view: Array, weight: Array, out: tuple[int, ...]) -> Array:
     """Sum over the taps: one multiply-add of whole planes each, no im2col."""
-    result = np.zeros((view.shape[0], view.shape[1], *out))
+    result = np.zeros((view.shape[0], view.shape[1], *out), dtype=np.result_type(view, weight))
     for tap in itertools.product(*(range(k) for k in weight.shape[2:])):
         factor = _at(weight, (Ellipsis, *tap)).reshape(1, -1, *(1,) * len(out))
         result += _at(view, (Ellipsis, *tap)) * factor
@@ -143,7 +143,7 @@ def convolve_transposed(x: Array, weight: Array, call: Call) -> Array:
         max((n - 1) * s + (k - 1) * d + 1, c + size)
         for n, s, k, d, c, size in zip(spatial, strides, kernel, dilations, crop, sizes, strict=True)
     ]
-    canvas = np.zeros((x.shape[0], group * per_group, *span))
+    canvas = np.zeros((x.shape[0], group * per_group, *span), dtype=parts.dtype)
     for tap in itertools.product(*(range(k) for k in kernel)):
         where = tuple(
             slice(tap[i] * dilations[i], tap[i] * dilations[i] + (spatial[i] - 1) * strides[i] + 1, strides[i])

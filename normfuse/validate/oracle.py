@@ -210,7 +210,7 @@ class Oracle:
                 self._kept += held.nbytes
         if run.noise is None or not is_float(held.dtype) or value in self._unperturbed:
             return held
-        return self._perturbation.shaken(held, run.noise, value.name or "")
+        return self._perturbation.shaken(value, held, run.noise)
 
     def apply(self, node: ir.Node, env: dict[ir.Value, Held], run: Run) -> list[Held]:
         """Return the outputs of one node."""
@@ -231,7 +231,7 @@ class Oracle:
         if node.op_type == "Constant":
             if node.outputs[0] in self._unperturbed or not is_float(held[0].dtype):
                 return held
-            return [self._perturbation.shaken(held[0], noise, node.outputs[0].name or "")]
+            return [self._perturbation.shaken(node.outputs[0], held[0], noise)]
         if node.outputs[0] in self._constant_values:
             return held
         return [

@@ -1,6 +1,7 @@
 """Perturbed runs: every initializer and every result moved by as much as rounding would move it.
 
-The draws are seeded by the run and the name of the value, so that two graphs which share a value perturb it alike.
+The draws are decided by the run and the name of the value, so that two graphs which share a value perturb it alike. They
+are taken from pools, each value's at another place: drawing them anew would take as long as the graph itself.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,28 +21,42 @@ from normfuse.validate.noise import Noise, deviation
 from normfuse.validate.rounding import Array, is_float, unit_roundoff
 from normfuse.validate.scopes import label
 
+# A prime, so that values longer than the pool do not repeat in step with a plane or a channel.
+_POOL = 1_000_003
+# Shaken constants are kept up to this many bytes.
+_KEPT_BYTES = 2**29
+
 
 class Perturbation:
-    """The noise of one graph's runs. Deviations of top-level results are kept from one perturbed run to the next."""
+    """The noise of one graph's runs. Deviations of top-level results are kept from one perturbed run to the next, and so
+    are shaken constants, which are the same for every set of inputs."""
 
     def __init__(self, top_level: frozenset[ir.Node]) -> None:
         self._top_level = top_level
         self._deviations: dict[tuple[ir.Node, int], Array | None] = {}
+        self._shaken: dict[tuple[ir.Value, Noise], Held] = {}
+        self._kept = 0
 
     def forget(self) -> None:
         """Drop the deviations that perturbed runs have collected: they belong to one set of inputs."""
         self._deviations.clear()
 
-    @staticmethod
-    def shaken(held: Held, noise: Noise, name: str) -> Held:
-        """Return a constant times 1 + u·U(−1, 1)."""
-        draw = _generator(noise, name).random(held.data.shape, dtype=np.float32)
-        draw -= np.float32(0.5)
-        # In place: this runs over every weight of every perturbed run.
-        shaken: Array = np.multiply(held.data, draw, dtype=np.float64)
-        shaken *= 2.0 * noise.scale * unit_roundoff(held.dtype)
+    def shaken(self, value: ir.Value, held: Held, noise: Noise) -> Held:
+        """Return the constant ``value``, which is ``held``, times 1 + u·U(−1, 1)."""
+        known = self._shaken.get((value, noise))
+        if known is not None:
+            return known
+        shaken: Array = np.multiply(
+            held.data, _draws(_uniform, noise, value.name or "", held.data.shape), dtype=np.float64
+        )
+        # In place: this runs over every weight.
+        shaken *= noise.scale * unit_roundoff(held.dtype)
         shaken += held.data
-        return Held(shaken, held.dtype)
+        found = Held(shaken, held.dtype)
+        if self._kept + found.nbytes < _KEPT_BYTES:
+            self._kept += found.nbytes
+            self._shaken[value, noise] = found
+        return found
 
     def perturbed(
         self,
@@ -63,7 +78,7 @@ class Perturbation:
         spread = self._spread(node, call, data, held, index)
         if spread is None:
             return held
-        draw = _generator(noise, f"{label(node)}:{index}").standard_normal(held.data.shape, dtype=np.float32)
+        draw = _draws(_normal, noise, f"{label(node)}:{index}", held.data.shape)
         return Held(held.data + noise.scale * spread * draw, held.dtype)
 
     def _spread(self, node: ir.Node, call: Call, data: list[Any], held: Held, index: int) -> Array | None:
@@ -88,10 +103,24 @@ def _fits(spread: Array | None, data: Array) -> bool:
     return spread is None or all(a in (1, b) for a, b in zip(spread.shape[::-1], data.shape[::-1], strict=False))
 
 
-@functools.lru_cache(maxsize=4096)
-def _digest(text: str) -> int:
-    return zlib.crc32(text.encode())
+@functools.cache
+def _normal() -> Array:
+    return _twice(np.random.default_rng(0).standard_normal(_POOL, dtype=np.float32))
 
 
-def _generator(noise: Noise, name: str) -> np.random.Generator:
-    return np.random.Generator(np.random.SFC64([noise.seed, _digest(name)]))
+@functools.cache
+def _uniform() -> Array:
+    return _twice(2.0 * np.random.default_rng(1).random(_POOL, dtype=np.float32) - 1.0)
+
+
+def _twice(pool: Array) -> Array:
+    return np.concatenate([pool, pool]).astype(np.float32)
+
+
+def _draws(pool: Callable[[], Array], noise: Noise, name: str, shape: tuple[int, ...]) -> Array:
+    """Return as many draws as ``shape`` has elements, from a place of the pool that the run and the name decide."""
+    start = zlib.crc32(f"{noise.seed}:{name}".encode()) % _POOL
+    count = math.prod(shape)
+    if count <= _POOL:
+        return pool()[start : start + count].reshape(shape)
+    return np.resize(pool()[start : start + _POOL], shape)

@@ -5,7 +5,7 @@ What is left out is decided by counted work, not by the clock: the same model ge
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from normfuse.validate.scopes import is_control, label
 
 # Beyond the first family, further ones until their runs have cost this much: about ten seconds on one core.
 _WORK = 2e10
+# Segments are judged on the first family, and on these of a graph whose run takes no longer than about a second.
+_LOCALLY = frozenset({"large mean", "second size"})
+_LOCAL_WORK = 2e9
 # More samples of a small graph, until every channel has 16 elements, while they stay below this: a tenth of a second.
 _SAMPLES_WORK = 5e8
 _MOST_FEEDS = 16
@@ -30,18 +33,22 @@ _FURTHER_RUNS = 2
 _FURTHER_FEEDS = 4
 
 
-def families(oracle: Oracle, specs: Sequence[InputSpec], *, quick: bool) -> tuple[list[Family], list[str]]:
+def families(
+    oracle: Oracle, specs: Sequence[InputSpec], *, quick: bool, capture: Collection[str] = ()
+) -> tuple[list[Family], list[str]]:
     """Return the families for ``oracle``'s graph, the ordinary one first, and notes on what was left out.
+
+    capture: values that the run which finds the sizes keeps, for whoever evaluates the first family.
 
     Raises ValidationError where no size of the dynamic axes works, OracleCannotRun as the oracle does.
     """
-    sizes, outputs = _working_sizes(oracle, specs, _first_choices())
+    sizes, outputs = _working_sizes(oracle, specs, _first_choices(), capture)
     count = _samples(oracle, specs, outputs)
     further = min(count, _FURTHER_FEEDS)
     unit = oracle.last.work * further
     few = _FURTHER_RUNS if unit > _SAMPLES_WORK else tolerance.PERTURBED_RUNS
     runs = few if quick else tolerance.PERTURBED_RUNS
-    found = [Family(ORDINARY.name, _feeds(specs, ORDINARY, sizes, count), runs=runs)]
+    found = [Family(ORDINARY.name, _feeds(specs, ORDINARY, sizes, count), runs=runs, known=outputs)]
     if quick:
         return found, []
     work, notes, skipped = 0.0, [], []
@@ -65,7 +72,8 @@ def families(oracle: Oracle, specs: Sequence[InputSpec], *, quick: bool) -> tupl
                 notes.append(f"no {name} was tried: {error}")
                 continue
         feeds = _feeds(specs, aim, chosen, further, seed=name)
-        found.append(Family(name, feeds, aim.on_providers, aim is ORDINARY, few))
+        is_local = name in _LOCALLY and unit <= _LOCAL_WORK
+        found.append(Family(name, feeds, aim.on_providers, aim is ORDINARY, few, is_local))
         work += unit
     if skipped:
         notes.append(f"families left out, since the graph is large: {', '.join(skipped)}")
@@ -88,7 +96,7 @@ def _further(specs: Sequence[InputSpec], sizes: Sizes) -> Iterator[tuple[str, Ai
 
 
 def _working_sizes(
-    oracle: Oracle, specs: Sequence[InputSpec], choices: Iterator[Sizes]
+    oracle: Oracle, specs: Sequence[InputSpec], choices: Iterator[Sizes], capture: Collection[str] = ()
 ) -> tuple[Sizes, dict[str, Held]]:
     """Return the first of ``choices`` that the reference accepts, and what it gives there; the oracle's last run is that.
 
@@ -97,7 +105,7 @@ def _working_sizes(
     refusal = ""
     for sizes in choices:
         try:
-            return sizes, oracle.run(synthesise(specs, ORDINARY, sizes, 0))
+            return sizes, oracle.run(synthesise(specs, ORDINARY, sizes, 0), capture=capture)
         except OracleFailed as error:
             refusal = refusal or str(error)
     raise ValidationError(f"no size of the dynamic axes works in the reference: give --inputs ({refusal})")

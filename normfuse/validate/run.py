@@ -30,10 +30,6 @@ from normfuse.validate.truth import Truth, evaluate
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Segments are judged on the first family, and on these where a float64 run takes no longer than this.
-_LOCALLY = frozenset({"large mean", "second size"})
-_CHEAP_SECONDS = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -125,12 +121,11 @@ def _truths(
             return [evaluate(oracle, given, capture=capture)], []
         except OracleFailed as error:
             raise ValidationError(f"the original does not run on the given inputs: {error}") from error
-    chosen, notes = families(oracle, specs, quick=quick)
+    chosen, notes = families(oracle, specs, quick=quick, capture=capture)
     truths: list[Truth] = []
     for family in chosen:
-        local = not truths or (family.name in _LOCALLY and truths[0].seconds <= _CHEAP_SECONDS)
         try:
-            truths.append(evaluate(oracle, family, capture=capture if local else ()))
+            truths.append(evaluate(oracle, family, capture=capture if family.is_local else ()))
         except OracleFailed as error:
             if not truths:
                 raise
@@ -170,8 +165,8 @@ def _oracle_leg(
                 checks.extend(legs.end_to_end(cut.oracles[0].graph.outputs, truth, cut.oracles[1]))
     except OracleCannotRun as error:
         return _by_regions(task, oracles, truths[0].family, str(error))
-    for index, truth in enumerate(truths):
-        if index and (truth.family.name not in _LOCALLY or truth.seconds > _CHEAP_SECONDS):
+    for truth in truths:
+        if not truth.family.is_local:
             continue
         report = legs.local(reference, candidate, truth)
         unreached.update(dict.fromkeys(report.unreached))

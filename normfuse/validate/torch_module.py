@@ -104,7 +104,7 @@ def _truth(
         perturbed.append(tuple({name: _moved(run[name], clean[name], exact[name]) for name in names} for run in noisy))
         originals.append(dict(zip(names, plainly, strict=True)))
         found.append({name: clean[name].data for name in names})
-    return Truth(family, tuple(outputs), tuple(perturbed), None, 0.0), originals, found
+    return Truth(family, tuple(outputs), tuple(perturbed), None), originals, found
 
 
 def _moved(noisy: Held, clean: Held, exact: Array) -> Held:

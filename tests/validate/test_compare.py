@@ -196,3 +196,12 @@ def test_sequences_and_optionals(truth: Any, candidate: Any, expected: Verdict, 
     sample = Sample(truth, (truth,), truth, candidate)
     found = judge([sample], FLOAT, leg="cpu", inputs="i", subject="y")
     assert (found[0].verdict, found[0].detail.startswith(words)) == (expected, True)
+
+
+@pytest.mark.parametrize(("candidate", "expected"), [(4, Verdict.EQUIVALENT), (5, Verdict.DIVERGENT)])
+def test_quanta_may_be_off_by_one_where_they_are_undecided(candidate: int, expected: Verdict) -> None:
+    """The perturbed runs give 2 or 3 for the last; an index that is undecided may be any."""
+    sample = Sample(np.array([1, 2, 3]), (np.array([1, 2, 2]),), np.array([1, 2, 3]), np.array([1, 2, candidate]))
+    labels = {"leg": "cpu", "inputs": "i", "subject": "y"}
+    assert judge([sample], ir.DataType.UINT8, **labels, quantised=True)[0].verdict is expected
+    assert judge([sample], ir.DataType.INT64, **labels)[0].verdict is Verdict.EQUIVALENT
