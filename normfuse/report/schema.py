@@ -122,6 +122,17 @@ def validation(report: ValidationReport) -> dict[str, Any]:
             }
             for item in report.latencies
         ],
+        "rankings": [
+            {
+                "leg": item.leg,
+                "output": item.output,
+                "samples": item.samples,
+                "same_first": item.top,
+                "same_order": item.order,
+                "depth": item.depth,
+            }
+            for item in report.rankings
+        ],
         "curve": [
             {"name": point.name, "op": point.op, "error": _finite(point.error), "allowed": _finite(point.allowed)}
             for point in report.curve

@@ -65,6 +65,27 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """How an output of scores ranks its classes in both graphs, over all samples of a leg, as deployed.
+
+    top: samples where both have the same class first. order: where both have the same ``depth`` first, in one order.
+    """
+
+    leg: str
+    output: str
+    samples: int
+    top: int
+    order: int
+    depth: int
+
+    @property
+    def words(self) -> str:
+        """One line for a report."""
+        first = f"output '{self.output}' has the same class first for {self.top} of {self.samples} samples"
+        return f"{first}, the same first {self.depth} in the same order for {self.order}"
+
+
+@dataclass(frozen=True, slots=True)
 class DepthPoint:
     """One value that both graphs have, in the candidate's order: error and budget relative to the value's own size."""
 
@@ -109,6 +130,7 @@ class ValidationReport:
     notes: tuple[str, ...] = field(default=())
     unreached: tuple[str, ...] = field(default=())
     latencies: tuple[Latency, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
     curve: tuple[DepthPoint, ...] = ()
     location: Location | None = None
     environment: tuple[tuple[str, str], ...] = ()

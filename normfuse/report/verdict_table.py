@@ -42,6 +42,7 @@ def summary(report: ValidationReport) -> Blocks:
     blocks: list[str | Text] = []
     for leg in report.legs:
         blocks.extend(_leg(leg, [check for check in report.checks if check.leg == leg.name]))
+    blocks.extend(f"{item.leg}: {item.words}" for item in report.rankings)
     if report.location is not None:
         blocks.extend(_location(report.location))
     blocks.extend(Text(f"not verified: {item}", STYLES[Verdict.NOT_RUN]) for item in report.unreached)

@@ -53,14 +53,18 @@ def validate(
     native operators, where they are built and everything runs on the CPU, or on CUDA.
 
     Raises ValidationError where the models do not pair up or the inputs do not fit, ModelIOError where one cannot be
-    read, UnsupportedForm for an unknown provider or level.
+    read, UnsupportedForm for an unknown provider or level, TypeError for an argument of another type.
     """
     from normfuse.runtime.library import find_cuda_library, find_library
+    from normfuse.validate.arguments import check_arguments
     from normfuse.validate.backends import parse_backend
     from normfuse.validate.on_backend import Runner
     from normfuse.validate.run import Task, run
     from normfuse.validate.sessions import parse_level
 
+    check_arguments(
+        reference, candidate, inputs, limits, {"providers": providers, "levels": levels, "libraries": libraries}
+    )
     backends = tuple(parse_backend(name) for name in (("cpu",) if providers is None else providers))
     chosen = ("all",) if quick else levels
     if libraries is None:

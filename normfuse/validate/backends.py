@@ -38,6 +38,8 @@ def parse_backend(text: str | Provider) -> Backend:
     """
     if isinstance(text, Provider):
         return Backend(text.value, ORT_NAMES[text.value])
+    if not isinstance(text, str):
+        raise UnsupportedForm(f"unknown provider {text!r}; expected a name, such as 'cpu'")
     name, _, python = text.partition("@")
     if python and not Path(python).is_file():
         raise UnsupportedForm(f"provider '{text}': there is no Python at '{python}'")

@@ -16,7 +16,8 @@ class OracleCannotRun(ValidationError):
     """The oracle does not know an operator, will not run a random one, or the model is too large for it."""
 
     def __init__(self, node: str, op: str, reason: str) -> None:
-        super().__init__(f"the float64 oracle cannot run {op} at node '{node}': {reason}")
+        where = f" at node '{node}'" if node else ""
+        super().__init__(f"the float64 oracle cannot run {op}{where}: {reason}")
         self.node = node
         self.op = op
         self.reason = reason
@@ -26,7 +27,8 @@ class OracleFailed(ValidationError):
     """An operator that the oracle knows rejected its inputs: mostly a size that does not fit the graph."""
 
     def __init__(self, node: str, op: str, reason: str) -> None:
-        super().__init__(f"{op} at node '{node}' failed in float64: {reason}")
+        where = f" at node '{node}'" if node else ""
+        super().__init__(f"{op}{where} failed in float64: {reason}")
         self.node = node
         self.op = op
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from normfuse.report.verdict import Check, Latency, Leg, Verdict
+from normfuse.report.verdict import Check, Latency, Leg, Ranking, Verdict
 from normfuse.validate.call import OracleFailed
 from normfuse.validate.compare import Sample, judge
 from normfuse.validate.decisions import is_quantised
@@ -28,6 +28,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     latencies: tuple[Latency, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
 
 
 def conclude(name: str, checks: Sequence[Check], open_reason: str = "") -> Leg:
@@ -56,6 +57,7 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
         tuple(dict.fromkeys((*first.notes, *second.notes))),
         (*first.unreached, *second.unreached),
         first.latencies or second.latencies,
+        first.rankings or second.rankings,
     )
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from normfuse.errors import NormfuseError
 from normfuse.report.records import Rewrite
 from normfuse.report.verdict import DepthPoint, Location, ValidationReport, Verdict
-from normfuse.validate.call import OracleCannotRun
+from normfuse.validate.call import OracleCannotRun, OracleFailed
 from normfuse.validate.depth import error_curve
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.pairing import Subject
@@ -39,7 +39,7 @@ def located(
         only_there = backend is not None and "oracle" not in failed
         level = Level.OFF if task.runner.levels[0] is Level.OFF else Level.ALL
         curve = error_curve(*oracles, feed, (backend, level, task.runner) if backend and only_there else None)
-    except OracleCannotRun:
+    except (OracleCannotRun, OracleFailed):
         pass  # the report says already that the oracle does not run this model
     if not failed:
         return replace(report, curve=curve, location=Location(words="nothing to locate: no leg is divergent"))

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.report.verdict import Check, Latency, Leg, Verdict
+from normfuse.report.verdict import Check, Latency, Leg, Ranking, Verdict
 from normfuse.validate.backends import Backend
 from normfuse.validate.compare import judge
 from normfuse.validate.decisions import is_quantised
 from normfuse.validate.legs import Outcome, conclude, lost, samples_of
+from normfuse.validate.ranking import rankings
 from normfuse.validate.rounding import Array
 from normfuse.validate.sessions import Cause, Failure, Level, Results, RuntimeLimits, Task, run_tasks
 from normfuse.validate.truth import Truth, output_type
@@ -61,6 +62,7 @@ def on_backend(
     reasons: list[str] = []
     latencies: list[Latency] = []
     deployed: Results | None = None
+    ranked: tuple[Ranking, ...] = ()
     for index, level in enumerate(runner.levels):
         original, candidate = answers[2 * index : 2 * index + 2]
         if isinstance(original, Failure):
@@ -74,13 +76,14 @@ def on_backend(
             checks.append(lost(backend.name, level.words, "the whole graph", _FAILED.format(candidate)))
             continue
         checks.extend(judged(backend.name, level.words, truths, outputs, original, candidate))
+        ranked = rankings(backend.name, outputs, original.outputs, candidate.outputs)
         latencies.append(Latency(backend.name, level.words, original.seconds, candidate.seconds))
         for role, results in (("original", original), ("candidate", candidate)):
             reasons.extend(ran_elsewhere(backend, level, role, results))
     if not checks:
         return Outcome(Leg(backend.name, Verdict.NOT_RUN, reasons[0])), deployed
     leg = conclude(backend.name, checks)
-    return Outcome(leg, tuple(checks), tuple(dict.fromkeys(reasons)), (), tuple(latencies)), deployed
+    return Outcome(leg, tuple(checks), tuple(dict.fromkeys(reasons)), (), tuple(latencies), ranked), deployed
 
 
 def ran_elsewhere(backend: Backend, level: Level, role: str, results: Results) -> list[str]:

@@ -9,10 +9,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from normfuse.errors import ValidationError
 from normfuse.validate import inputs as given
 from normfuse.validate import tolerance
-from normfuse.validate.call import OracleCannotRun, OracleFailed
+from normfuse.validate.call import OracleFailed
 from normfuse.validate.compare import channel_axes
 from normfuse.validate.families import NONFINITE, ORDINARY, Aim, aims_for, least_feeds, synthesise
 from normfuse.validate.held import Held
@@ -40,7 +39,7 @@ def families(
 
     capture: values that the run which finds the sizes keeps, for whoever evaluates the first family.
 
-    Raises ValidationError where no size of the dynamic axes works, OracleCannotRun as the oracle does.
+    Raises OracleFailed where no size of the dynamic axes works, OracleCannotRun as the oracle does.
     """
     sizes, outputs = _working_sizes(oracle, specs, _first_choices(), capture)
     count = _samples(oracle, specs, outputs)
@@ -66,9 +65,7 @@ def families(
         if choices is not None:
             try:
                 chosen, _ = _working_sizes(oracle, specs, choices)
-            except OracleCannotRun:
-                raise
-            except ValidationError as error:
+            except OracleFailed as error:
                 notes.append(f"no {name} was tried: {error}")
                 continue
         feeds = _feeds(specs, aim, chosen, further, seed=name)
@@ -100,15 +97,15 @@ def _working_sizes(
 ) -> tuple[Sizes, dict[str, Held]]:
     """Return the first of ``choices`` that the reference accepts, and what it gives there; the oracle's last run is that.
 
-    Raises ValidationError with the graph's own words where none of the sizes works, OracleCannotRun as the oracle does.
+    Raises OracleFailed with the graph's own words where none of the sizes works, OracleCannotRun as the oracle does.
     """
-    refusal = ""
+    refusal: OracleFailed | None = None
     for sizes in choices:
         try:
             return sizes, oracle.run(synthesise(specs, ORDINARY, sizes, 0), capture=capture)
         except OracleFailed as error:
-            refusal = refusal or str(error)
-    raise ValidationError(f"no size of the dynamic axes works in the reference: give --inputs ({refusal})")
+            refusal = refusal or error
+    raise refusal or OracleFailed("", "the whole graph", "there is no size to try")
 
 
 def _first_choices() -> Iterator[Sizes]:

@@ -30,6 +30,8 @@ from normfuse.validate.truth import Truth, evaluate
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_NO_INPUTS = "it takes none of the inputs that were generated, give --inputs ({})"
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -58,7 +60,12 @@ def run(task: Task, user_inputs: Path | Sequence[Mapping[str, Any]] | None) -> V
     if narrowed:
         untried = [Leg(item.name, Verdict.NOT_RUN, "not tried: an input was narrowed") for item in task.backends]
         return ValidationReport((Leg("oracle", Verdict.DIVERGENT, narrowed[0]), *untried), notes=narrowed)
-    specs = generated.input_specs(task.reference.model)
+    try:
+        specs = generated.input_specs(task.reference.model)
+    except ValidationError as error:
+        if user_inputs is not None:
+            raise
+        return _without_inputs(task, str(error))
     given = None if user_inputs is None else read_user_inputs(user_inputs, specs)
     try:
         oracles = Oracle(task.reference.model), Oracle(task.candidate.model)
@@ -79,6 +86,16 @@ def run(task: Task, user_inputs: Path | Sequence[Mapping[str, Any]] | None) -> V
     outcomes, differences = _provider_legs(task, truths, oracles[0].graph.outputs, cut)
     report = _report([oracle_leg, *outcomes], [*why, *notes, *differences])
     return replace(report, failing=_failing(report, truths))
+
+
+def _without_inputs(task: Task, why: str) -> ValidationReport:
+    """Judge the changed regions alone where no inputs can be made, or the oracle fails on those that were."""
+    outcomes = []
+    try:
+        outcomes.append(_by_regions(task, (Oracle(task.reference.model), Oracle(task.candidate.model)), None, why))
+    except OracleCannotRun as error:
+        outcomes.append(legs.Outcome(Leg("oracle", Verdict.NOT_RUN, str(error))))
+    return _report([*outcomes, *(legs.Outcome(Leg(item.name, Verdict.NOT_RUN, why)) for item in task.backends)])
 
 
 def _check_draws(oracles: tuple[Oracle, Oracle]) -> None:
@@ -106,6 +123,7 @@ def _report(outcomes: Sequence[legs.Outcome], notes: Sequence[str] = ()) -> Vali
         tuple(dict.fromkeys(said)),
         tuple(dict.fromkeys(item for outcome in outcomes for item in outcome.unreached)),
         tuple(latency for outcome in outcomes for latency in outcome.latencies),
+        tuple(ranking for outcome in outcomes for ranking in outcome.rankings),
         environment=environment(),
     )
 
@@ -121,14 +139,17 @@ def _truths(
             return [evaluate(oracle, given, capture=capture)], []
         except OracleFailed as error:
             raise ValidationError(f"the original does not run on the given inputs: {error}") from error
-    chosen, notes = families(oracle, specs, quick=quick, capture=capture)
+    try:
+        chosen, notes = families(oracle, specs, quick=quick, capture=capture)
+    except OracleFailed as error:
+        raise OracleCannotRun("", "the whole graph", _NO_INPUTS.format(error)) from error
     truths: list[Truth] = []
     for family in chosen:
         try:
             truths.append(evaluate(oracle, family, capture=capture if family.is_local else ()))
         except OracleFailed as error:
             if not truths:
-                raise
+                raise OracleCannotRun("", "the whole graph", _NO_INPUTS.format(error)) from error
             notes.append(f"no {family.name} was tried: {error}")  # the original itself has no result there
     return truths, notes
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normfuse.report.verdict import Check, DepthPoint, Latency, Leg, Location, ValidationReport, Verdict
+from normfuse.report.verdict import Check, DepthPoint, Latency, Leg, Location, Ranking, ValidationReport, Verdict
 
 BINS = tuple(range(13))
 NORMS = [{"norm": "batch", "nodes": ["/bn<1>"], "spelling": "BatchNormalization-15", "plan": "fold into /conv"}]
@@ -24,6 +24,7 @@ def example() -> ValidationReport:
         notes=("a note",),
         unreached=("no input enters else_branch",),
         latencies=(Latency("cpu", "optimizations on", 0.002, 0.0015),),
+        rankings=(Ranking("cpu", "logits", 12, 12, 11, 5),),
         curve=tuple(DepthPoint(f"v{index}", "Conv", 10.0 ** (index - 9), 1e-6) for index in range(6)),
         location=Location("fold:bn", ("/conv", "/bn<1>"), ("/conv",), "bn", "the verdict flips with rewrite 2 of 3"),
         environment=(("python", "3.11"),),

@@ -33,6 +33,9 @@ def test_json_follows_the_published_schema() -> None:
     jsonschema.validate(content, schema)
     assert content["checks"][2]["error"] is None
     assert content["location"]["rewrite"] == "fold:bn"
+    assert content["rankings"] == [
+        {"leg": "cpu", "output": "logits", "samples": 12, "same_first": 12, "same_order": 11, "depth": 5}
+    ]
     content["checks"][0]["surprise"] = 1
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(content, schema)
@@ -57,6 +60,7 @@ def test_one_line_a_check_then_what_failed() -> None:
         "oracle: DIVERGENT (3 checks on 2 input families): segment 'bn'",
         "  standard normal · segment 'bn': error 8e+03 ulp & <more>",
         "cuda: NOT_RUN: the provider is not available",
+        "cpu: output 'logits' has the same class first for 12 of 12 samples, the same first 5 in the same order for 11",
         "where: the verdict flips with rewrite 2 of 3",
         "  before: /conv, /bn<1>; after: /conv",
         "  first value beyond its budget: bn",
@@ -166,3 +170,11 @@ def test_page_in_a_browser(tmp_path: Path) -> None:
     printed = tmp_path / "report.pdf"
     browse(tmp_path / "report.html", f"--print-to-pdf={printed}")
     assert printed.read_bytes().startswith(b"%PDF")
+
+
+def test_ranking_is_in_the_text_and_on_the_page() -> None:
+    words = (
+        "cpu: output 'logits' has the same class first for 12 of 12 samples, the same first 5 in the same order for 11"
+    )
+    assert words in example().table()
+    assert words in html.unescape(page(example()))

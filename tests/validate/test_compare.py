@@ -202,6 +202,6 @@ def test_sequences_and_optionals(truth: Any, candidate: Any, expected: Verdict, 
 def test_quanta_may_be_off_by_one_where_they_are_undecided(candidate: int, expected: Verdict) -> None:
     """The perturbed runs give 2 or 3 for the last; an index that is undecided may be any."""
     sample = Sample(np.array([1, 2, 3]), (np.array([1, 2, 2]),), np.array([1, 2, 3]), np.array([1, 2, candidate]))
-    labels = {"leg": "cpu", "inputs": "i", "subject": "y"}
-    assert judge([sample], ir.DataType.UINT8, **labels, quantised=True)[0].verdict is expected
-    assert judge([sample], ir.DataType.INT64, **labels)[0].verdict is Verdict.EQUIVALENT
+    quanta = judge([sample], ir.DataType.UINT8, leg="cpu", inputs="i", subject="y", quantised=True)
+    indices = judge([sample], ir.DataType.INT64, leg="cpu", inputs="i", subject="y")
+    assert (quanta[0].verdict, indices[0].verdict) == (expected, Verdict.EQUIVALENT)

@@ -414,3 +414,24 @@ def test_sequences_are_compared_element_by_element() -> None:
     single.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array([6]), "sizes"))
     report = validate(first, single, providers=())
     assert leg(report, "oracle")[1].endswith("1 tensor; the original gives 2 tensors")
+
+
+def test_an_original_that_takes_no_generated_input_is_judged_by_its_changed_parts() -> None:
+    """The sizes of its Reshape are an input, and random ones fit nothing."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[6,4] x, int64[3] s) => (float[a,b,c] y)
+        <float[4] k = {{1.0, 2.0, 3.0, 4.0}}> {{ m = Mul ({}) y = Reshape (m, s) }}"""
+    report = validate(onnx.parser.parse_model(text.format("x, k")), onnx.parser.parse_model(text.format("k, x")))
+    assert leg(report, "oracle")[0] is Verdict.EQUIVALENT
+    assert "it takes none of the inputs that were generated, give --inputs (Reshape at node 'y'" in report.notes[0]
+    report = validate(onnx.parser.parse_model(text.format("x, k")), onnx.parser.parse_model(text.format("x, x")))
+    assert leg(report, "oracle")[0] is Verdict.NOT_RUN
+
+
+def test_an_original_without_inputs_that_can_be_made_is_judged_by_its_changed_parts() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (seq(float[4]) s, int64 i) => (float[4] y) {{
+        x = SequenceAt (s, i)  y = {} (x) }}"""
+    same, other = (onnx.parser.parse_model(text.format(op)) for op in ("Relu", "Abs"))
+    report = validate(same, same)
+    assert leg(report, "oracle") == (Verdict.EQUIVALENT, "nothing has changed")
+    assert "input 's' has no tensor type" in leg(report, "cpu")[1]
+    assert validate(same, other, providers=()).verdict is not Verdict.EQUIVALENT
