@@ -22,7 +22,8 @@ from normfuse.graph.tensors import byte_size
 from normfuse.ledger import Ledger, Options
 from normfuse.memory import uncollected
 from normfuse.passes.convert_opset import convert_opset
-from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs, inline_functions
+from normfuse.passes.functions import inline_functions
+from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs
 from normfuse.report.records import Change, FusionReport, NormRecord, Rewrite
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model

@@ -108,7 +108,7 @@ class Constants:
         others = [None if operand is None or operand.name == "" else self.array(operand) for operand in node.inputs[1:]]
         try:
             return evaluate(node, [first, *others])
-        except (ValueError, IndexError, TypeError, KeyError, AttributeError):
+        except (ArithmeticError, ValueError, IndexError, TypeError, KeyError, AttributeError):
             return None
 
     def obstacle(self, value: ir.Value) -> str:
@@ -153,7 +153,7 @@ class Constants:
             return arrays[0]
         try:
             result = evaluate(producer, arrays)
-        except (ValueError, IndexError, TypeError, KeyError, AttributeError):
+        except (ArithmeticError, ValueError, IndexError, TypeError, KeyError, AttributeError):
             return None  # an ill-formed constant expression is no constant; the runtime will say so
         if result is None or result.size > _MOST_ELEMENTS:
             return None

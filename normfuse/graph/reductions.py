@@ -34,6 +34,8 @@ def reduce(node: ir.Node, arrays: list[Array | None]) -> Array | None:
         given = tuple(int(axis) for axis in arrays[1].reshape(-1))
     if not given and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
         return None
+    if any(not -data.ndim <= axis < data.ndim for axis in given):
+        return None  # ill-formed; runtimes differ in what they make of it
     axes = tuple(sorted({axis % data.ndim for axis in given})) or tuple(range(data.ndim))
     wide = data.astype(np.float32) if str(data.dtype) in _HALVES else data
     with np.errstate(all="ignore"):

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from normfuse.errors import ModelIOError
-from normfuse.graph.reading import bodies, default_opset, has_parameters, is_op, is_standard, reads_output
+from normfuse.graph.reading import bodies, default_opset, is_op, reads_output
 from normfuse.recognise.standard import trains
-
-NORM_OPS = frozenset(
-    {
-        "BatchNormalization",
-        "InstanceNormalization",
-        "GroupNormalization",
-        "LayerNormalization",
-        "RMSNormalization",
-        "SimplifiedLayerNormalization",
-    }
-)
 
 
 def check_opset(model: ir.Model) -> None:
@@ -30,53 +18,6 @@ def check_opset(model: ir.Model) -> None:
         raise ModelIOError(f"the model is of opset {opset}: versions begin with 1")
     if opset > newest:
         raise ModelIOError(f"the model is of opset {opset}; the installed onnx knows opsets up to {newest}")
-
-
-def inline_functions(model: ir.Model) -> tuple[str, ...]:
-    """Inline the functions whose norms depend on the caller, since only the caller knows their constants.
-
-    A function that brings its own constants keeps its place, and is fused where it stands. Returns notes.
-    """
-    if not model.functions:
-        return ()
-    dependent = {key for key, function in model.functions.items() if _depends_on_caller(function)}
-    if not dependent:
-        return ()
-    # A function that calls such a function passes the constants on, so it is opened up as well.
-    changed = True
-    while changed:
-        callers = {
-            key
-            for key, function in model.functions.items()
-            if key not in dependent and any(node.op_identifier() in dependent for node in function.all_nodes())
-        }
-        dependent |= callers
-        changed = bool(callers)
-    try:
-        common.InlinePass(criteria=lambda function: function.identifier() in dependent)(model)
-    except ir.passes.PassError as error:
-        raise ModelIOError(f"functions cannot be inlined: {error.__cause__ or error}") from None
-    names = ", ".join(sorted(f"{domain}::{name}" for domain, name, _ in dependent))
-    return (f"inlined functions whose norms take their parameters from the caller: {names}",)
-
-
-def _depends_on_caller(function: ir.Function) -> bool:
-    """Whether a norm of ``function`` takes its parameters, its attributes or its linear operator from outside.
-
-    Functions of domain ai.normfuse are bodies of our own operators and stay.
-    """
-    if function.domain == "ai.normfuse":
-        return False
-    inputs = set(function.inputs)
-    for node in function.all_nodes():
-        if not is_standard(node) or node.op_type not in NORM_OPS:
-            continue
-        if has_parameters(node) or any(value in inputs for value in node.inputs):
-            return True
-        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-        if producer is not None and any(value in inputs for value in producer.inputs[1:]):
-            return True
-    return False
 
 
 def freeze_inputs(model: ir.Model) -> tuple[str, ...]:

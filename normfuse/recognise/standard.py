@@ -141,13 +141,19 @@ def trains(node: ir.Node, opset: int) -> bool:
 
 
 def unreadable(node: ir.Node, *, inputs: int) -> Declined | None:
-    """Say why ``node`` cannot be read: an attribute a caller binds, or a missing one of its first ``inputs`` inputs."""
+    """Say why ``node`` cannot be read.
+
+    An attribute that a caller binds, a missing one of its first ``inputs`` inputs, a type of statistics that is none.
+    """
     if has_parameters(node):
         name = next(name for name, attribute in node.attributes.items() if attribute.is_ref())
         return Declined(f"attribute '{name}' is a parameter of the function", node)
     for index in range(inputs):
         if input_at(node, index) is None:
             return Declined(f"input {index} is missing", node)
+    stash = node.attributes.get_int("stash_type", 1)
+    if stash not in [int(dtype) for dtype in _WIDTH]:
+        return Declined(f"stash_type {stash} is no type of floats", node)
     return None
 
 

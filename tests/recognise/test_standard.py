@@ -228,3 +228,18 @@ def test_attributes_that_a_caller_binds_are_declined() -> None:
     (found,) = find_norms(function.graph, Reading(17, constants, Ranks(constants)))
     assert isinstance(found, Declined)
     assert found.reason == "attribute 'epsilon' is a parameter of the function"
+
+
+@pytest.mark.parametrize(
+    ("operator", "stash"), [("LayerNormalization", -1), ("RMSNormalization", 7), ("GroupNormalization", 99)]
+)
+def test_statistics_of_no_type_of_floats(operator: str, stash: int) -> None:
+    """onnxruntime takes any number there."""
+    groups = ", num_groups = 2" if operator == "GroupNormalization" else ""
+    graph = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["": 23]> g (float[2,4,4] x, float[4] s) => (float[2,4,4] y)
+        {{ y = {operator} <stash_type = {stash}{groups}> (x, s, s) }}"""
+    )
+    found = only(graph)
+    assert isinstance(found, Declined)
+    assert found.reason == f"stash_type {stash} is no type of floats"
