@@ -2,7 +2,7 @@
 
     python tools/compare_tools.py MODEL.onnx ...          builds an environment in build/compare-tools, runs there
     python tools/compare_tools.py --here MODEL.onnx ...   runs in this environment
-    python tools/compare_tools.py --export repvgg unet    on architectures of tools/real_models.py instead of files
+    python tools/compare_tools.py --export repvgg unet    on some of tools/architectures.py instead of files
 
 Contenders: normfuse, onnxsim, OnnxSlim, onnxscript (optimizer and rewriter) and onnxruntime's own offline optimization
 (extended level), each in a process of its own with its defaults; one that fails is reported so. ``run``: the operators
@@ -240,13 +240,13 @@ def _difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
 
 
 def exported(names: list[str], folder: Path) -> list[Path]:
-    """Write architectures of tools/real_models.py, as they are exported, with random statistics."""
+    """Write architectures, as they are exported, with random statistics."""
     sys.path.insert(0, str(ROOT))
     import normfuse
-    from tools import real_models
+    from tools import architectures, real_models
 
     paths = []
-    for build in real_models.MODELS:
+    for build in architectures.MODELS:
         if any(name in build.__name__ for name in names):
             paths.append(folder / f"{build.__name__}.onnx")
             normfuse.save(real_models.exported(build), paths[-1])
