@@ -243,16 +243,15 @@ def _exactly(draft: Draft, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
 
 
 def _type(site: NormSite) -> ir.DataType:
-    """Return the type of every operand: that of x, or a wider one where a parameter or the statistics are wider.
+    """Return the type of every operand: that of x, or a wider one where a parameter, the statistics or the result are wider.
 
     Half types need none: body and kernels compute in float32.
     """
     own, operands = type_of(site), site.operands
     assert own is not None
     values = (operands.scale, operands.bias, operands.residual, operands.residual_bias)
-    if site.spec.compute_type is ComputeType.DOUBLE or any(
-        v is not None and v.dtype not in (None, own) for v in values
-    ):
+    wider = any(value is not None and value.dtype not in (None, own) for value in values)
+    if wider or site.spec.compute_type is ComputeType.DOUBLE or output_type(site) != own:
         return wide_type(site)
     return wide_type(site) if own in HALVES and operands.residual_bias is not None else own
 

@@ -101,11 +101,11 @@ def _is_vector(value: ir.Value | None, reading: Reading) -> bool:
 
 
 def _type(site: NormSite) -> ir.DataType:
-    """Return the type in which the operator runs: that of x, or a wider one where an operand or the statistics are."""
+    """Return the type in which the operator runs: that of x, or a wider one where an operand, statistics or the result are."""
     own, operands = type_of(site), site.operands
     assert own is not None
     values = (operands.scale, operands.bias, operands.residual, operands.residual_bias)
-    wider = any(value is not None and value.dtype not in (None, own) for value in values)
+    wider = any(value is not None and value.dtype not in (None, own) for value in values) or output_type(site) != own
     return wide_type(site) if wider or site.spec.compute_type is ComputeType.DOUBLE else own
 
 

@@ -135,7 +135,7 @@ def _operator_type(site: NormSite, opset: int, operator: str) -> ir.DataType:
     parameters = (operands.scale, operands.bias, operands.mean, operands.var)
     if any(value is not None and value.dtype not in (None, own) for value in parameters):
         return wide
-    if site.spec.compute_type is ComputeType.DOUBLE:
+    if site.spec.compute_type is ComputeType.DOUBLE or output_type(site) != own:
         return wide
     added = operator == "RMSNormalization" and operands.bias is not None
     if own in HALVES and (added or operands.residual is not None or site.spec.activation is not Activation.NONE):

@@ -163,6 +163,8 @@ def _reduced(node: ir.Node, rank: int, context: Context) -> tuple[int, ...] | No
         return None
     if not axes:
         return () if node.attributes.get_int("noop_with_empty_axes", 0) else tuple(range(rank))
+    if any(not -rank <= axis < rank for axis in axes):
+        return None  # ill-formed; runtimes differ in what they make of it
     return tuple(sorted(axis % rank for axis in axes))
 
 

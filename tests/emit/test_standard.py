@@ -220,3 +220,18 @@ def test_a_layer_norm_without_affine_gets_ones(shape: str, expected: list[str] |
     (after,) = run(model, {"x": x})
     # Ten roundings on both sides, amplified by |x|/σ < 8, of values below 4.
     assert np.abs(after - before).max() < 2 * 10 * 8 * 4 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("form", [Form.STANDARD, Form.CUSTOM, Form.ORT, Form.PRIMITIVE])
+@pytest.mark.parametrize("axes", ["-1", "-2, -1"], ids=["layer", "instance"])
+def test_a_result_that_is_wider_than_x_is_not_rounded_to_its_type(axes: str, form: Form) -> None:
+    count = len(axes.split(","))
+    text = f"""<ir_version: 8, opset_import: ["": 18]> g (float16[2,3,4,8] x) => (float[2,3,4,8] y)
+        <int64[{count}] axes = {{{axes}}}, float e = {{0.001}}> {{
+          f = Cast <to = 1> (x) m = ReduceMean (f, axes) d = Sub (f, m) q = Mul (d, d)
+          v = ReduceMean (q, axes) s = Add (v, e) r = Sqrt (s) y = Div (d, r) }}"""
+    model, declined = emitted(text, form)
+    assert not declined
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 8)).astype(np.float16)
+    # Values below 8; float16 would be off by 2^-9.
+    assert np.abs(run(model, {"x": x})[0] - run(model_of(text), {"x": x})[0]).max() < 2.0**-18
