@@ -34,7 +34,7 @@ Emitter = Callable[[NormSite, Reading, int, Provider], Replacement | Declined | 
 EMITTERS: dict[Form, Emitter] = {
     Form.AUTO: emit_auto,
     Form.STANDARD: lambda site, reading, opset, _: emit_standard(site, reading, opset),
-    Form.CUSTOM: lambda site, reading, opset, _: emit_custom(site, reading, opset),
+    Form.CUSTOM: emit_custom,
     Form.ORT: emit_ort,
     Form.PRIMITIVE: lambda site, reading, opset, _: emit_primitive(site, reading, opset),
 }

@@ -38,7 +38,7 @@ def emit_auto(
     """Write ``site`` in its fastest spelling on ``provider``; None where it stays."""
     spelling = best_spelling(site, reading, opset, provider, native=native)
     if spelling is Spelling.NATIVE:
-        return emit_custom(site, reading, opset)
+        return emit_custom(site, reading, opset, provider)
     if spelling is Spelling.RESHAPED:
         return emit_reshaped(site, reading, opset)
     if spelling is Spelling.PRIMITIVE:
@@ -63,7 +63,9 @@ def best_spelling(
     beside = operator_of(site, opset) if spelling is Spelling.OPERATOR else None
     wins = native_wins(kind, own, provider, alone=spelling is Spelling.OPERATOR and beside is None)
     if native and wins and has_plain_name(site, opset, reading.ranks.of(site.operands.x)):
-        has_rival = fuses or (beside is not None and has_kernel(beside, own, provider))
+        has_rival = (
+            spelling is not Spelling.OPERATOR or fuses or (beside is not None and has_kernel(beside, own, provider))
+        )
         if not has_rival or _is_worth_its_call(site, kind, own, provider):
             return Spelling.NATIVE
     operators = {node.op_type for node in site.interior if is_standard(node)}
@@ -95,21 +97,19 @@ def _kind(site: NormSite, reading: Reading) -> str:
 
 
 def _is_worth_its_call(site: NormSite, kind: str, own: ir.DataType, provider: Provider) -> bool:
-    """Whether the tensor is large enough for a native operator; one of unknown size is taken to be."""
+    """Whether the tensor is large enough for a native operator; unknown sizes are taken to be."""
     x, statistics = site.operands.x, site.spec.statistics
     rank = 0 if x.shape is None else x.shape.rank()
-    sizes = sizes_of(x, rank)
-    if sizes is None or rank < 2:
+    last = not isinstance(statistics, Trailing) and site.spec.channel_axis == -1
+    beside = len(statistics.axes) if isinstance(statistics, Trailing) else 1 if last else rank - 2
+    line = sizes_of(x, beside) if 0 < beside < rank else None
+    if line is None:
         return True
-    if isinstance(statistics, Trailing):
-        length = math.prod(sizes[-len(statistics.axes) :])
-    elif site.spec.channel_axis == 1:
-        length = math.prod(sizes[2:])
-    else:
-        return True  # channels last: the operator of onnxruntime would stand between two Transposes
+    sizes = sizes_of(x, rank)
+    length = math.prod(line)
+    lines = None if sizes is None else math.prod(sizes) // max(length, 1)
     joined = site.operands.residual is not None or site.spec.activation is not Activation.NONE
-    rows = math.prod(sizes) // max(length, 1)
-    return is_worth_its_call(kind, own, provider, joined=joined, rows=rows, length=length)
+    return is_worth_its_call(kind, own, provider, joined=joined, last=last, lines=lines, length=length)
 
 
 def runs_as_contrib(site: NormSite, provider: Provider) -> bool:

@@ -36,7 +36,9 @@ import numpy as np
 import onnx_ir as ir
 
 from normfuse.emit.functions import CONSTANTS_REFER, DOMAIN, SUFFIXES, VERSION, Signature, body, literals
+from normfuse.emit.kernels import has_kernel, is_timed
 from normfuse.emit.standard import emit_standard, per_channel
+from normfuse.emit.target import Provider
 from normfuse.emit.writing import (
     HALVES,
     Draft,
@@ -55,6 +57,7 @@ from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.spec import Activation, AffineAxes, ComputeType, PerChannel, PerGroup, Trailing, canonical
 
 _TRAILING = ("LayerNorm", "RMSNorm")
+_CHANNELS = ("GroupNorm", "InstanceNorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,10 @@ class Operator:
     attributes: tuple[tuple[str, int], ...] = ()
 
 
-def emit_custom(site: NormSite, reading: Reading, opset: int) -> Replacement | Declined:
-    """Write ``site`` as an operator of ai.normfuse with the body for models of ``opset``, 7 or newer."""
+def emit_custom(
+    site: NormSite, reading: Reading, opset: int, provider: Provider = Provider.CPU
+) -> Replacement | Declined:
+    """Write ``site`` as an operator of ai.normfuse with the body for models of ``opset``, 7 or newer, on ``provider``."""
     objection = unwritable(site, opset)
     if objection is not None:
         return objection
@@ -79,7 +84,7 @@ def emit_custom(site: NormSite, reading: Reading, opset: int) -> Replacement | D
         return Declined(
             f"the number of channels of '{site.operands.x.name}' is unknown (run shape inference)", site.root
         )
-    return _emit(site, Draft(opset, reading.constants), operator, activation)
+    return _emit(site, Draft(opset, reading.constants), operator, activation, provider)
 
 
 def custom_operator(site: NormSite, opset: int, rank: int | None) -> Operator | None:
@@ -116,6 +121,12 @@ def has_plain_name(site: NormSite, opset: int, rank: int | None) -> bool:
     return known is not None
 
 
+def _has_instance_kernel(opset: int, provider: Provider) -> bool:
+    """Whether InstanceNormalization runs on ``provider`` in float32, or might: a body computes in that, or by means."""
+    operator = "InstanceNormalization"
+    return has_kernel(operator, ir.DataType.FLOAT, provider) or not is_timed({operator}, opset, provider)
+
+
 def _trailing_operator(site: NormSite, opset: int, rank: int | None) -> Operator | None:
     spec = site.spec
     assert isinstance(spec.statistics, Trailing)
@@ -134,7 +145,7 @@ def _trailing_operator(site: NormSite, opset: int, rank: int | None) -> Operator
     return Operator("LayerNorm" if spec.centred else "RMSNorm", (("axis", axis),))
 
 
-def _emit(site: NormSite, draft: Draft, operator: Operator, activation: Activation) -> Replacement:
+def _emit(site: NormSite, draft: Draft, operator: Operator, activation: Activation, provider: Provider) -> Replacement:
     spec, operands = site.spec, site.operands
     dtype = _type(site)
     x = draft.cast(operands.x, dtype)
@@ -159,6 +170,7 @@ def _emit(site: NormSite, draft: Draft, operator: Operator, activation: Activati
         activation=activation,
         channels_last=spec.channel_axis == -1 and not trailing,
         literals=literals(draft.opset, numbers),
+        by_means=operator.name in _CHANNELS and not _has_instance_kernel(draft.opset, provider),
     )
     values = {"x": x, "residual": residual, "scale": scale, "bias": bias}
     inputs = [values[name] for name in signature.inputs]

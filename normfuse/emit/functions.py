@@ -6,7 +6,7 @@ where Constant cannot refer to one: there each set of attributes has a body of i
 
 Statistics are means of deviations, never E[x²] − E[x]², in float32 for half types. Where onnxruntime has the kernels,
 groups are normalised by InstanceNormalization between two Reshapes and scaled by BatchNormalization, which is 2 to
-3 times as fast as onnxruntime's GroupNormalization; float64, for which it has not, takes means.
+3 times as fast as onnxruntime's GroupNormalization; where it has not (float64, CUDA at opset 22), means are taken.
 A batch of zero is a limit: a Reshape cannot infer an axis of an empty tensor.
 """
 
@@ -39,7 +39,7 @@ class Signature:
     """What a body depends on.
 
     norm: one of NORMS. dtype: the type of every operand and result. literals: attributes that the body holds as numbers,
-    () where it refers to them.
+    () where it refers to them. by_means: whether groups and channels are normalised by means, not InstanceNormalization.
     """
 
     norm: str
@@ -52,6 +52,7 @@ class Signature:
     activation: Activation = Activation.NONE
     channels_last: bool = False
     literals: tuple[tuple[str, int | float], ...] = ()
+    by_means: bool = False
 
     @property
     def operator(self) -> str:
@@ -73,7 +74,7 @@ class Signature:
     def key(self) -> str:
         """Return what tells two bodies of one operator apart, as a part of a name: ``opset17_float_scale_bias``."""
         parts = [f"opset{self.opset}", self.dtype.name.lower()]
-        parts += [name for name in ("scale", "bias") if getattr(self, name)]
+        parts += [name for name in ("scale", "bias", "by_means") if getattr(self, name)]
         for name, value in self.literals:
             # The bits of a float, since a name cannot hold a point or a sign.
             bits = f"{np.float32(value).view(np.uint32):08x}" if isinstance(value, float) else str(value)
@@ -111,6 +112,7 @@ class _Body(Draft):
         super().__init__(key.opset, Constants(ir.Model(graph, ir_version=10)))
         self.key = key
         self.wide = ir.DataType.DOUBLE if key.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+        self.by_means = key.by_means or self.wide == ir.DataType.DOUBLE
         self.inputs = {name: ir.Value(name=name, type=ir.TensorType(key.dtype)) for name in key.inputs}
 
     def function(self) -> ir.Function:
@@ -210,7 +212,7 @@ class _Body(Draft):
         groups = self._attribute("num_groups", ir.DataType.INT64)
         zero, rest = self.integers("batch", [0]), self.integers("rest", [-1])
         grouped = self.op("Reshape", first, self.op("Concat", zero, groups, rest, axis=0))
-        if self.wide == ir.DataType.DOUBLE:
+        if self.by_means:
             y = self._normalised(grouped, 2)
         else:
             literals = dict(self.key.literals)
@@ -226,7 +228,7 @@ class _Body(Draft):
         first = self._channels_first(x) if self.key.channels_last else x
         scale, bias = self._parameter("scale"), self._parameter("bias")
         present = scale if scale is not None else bias
-        if self.wide == ir.DataType.DOUBLE or (present is None and self.opset < 9):
+        if self.by_means or (present is None and self.opset < 9):
             y = self.op("Reshape", first, self.integers("channels", (0, 0, -1)))
             y = self._scaled(self._normalised(y, 2), first)
         else:

@@ -81,15 +81,14 @@ MEASURED_FROM: dict[tuple[Provider, str], int] = {(Provider.CUDA, "InstanceNorma
 
 _ALL = frozenset({_HALF, _BRAIN, _FLOAT, _DOUBLE})
 
-# Times as fast as the operator of onnxruntime. float32, by tools/bench_norms.py: group 6.5-10, layer 1.5-1.9, instance
-# 1.2-2.2, rms 1.0-1.9, more with a residual or an activation. float16, bfloat16 and float64, measured once in the same way
-# on one shape each: group 7.8, no kernel, 3.6; instance 3.2, none, none; layer 1.3, 9.3, 4.9; rms 0.96, none, 1.4. On CUDA,
-# times a copy of x: group 1.3-2.0, instance 1.0-2.0, layer 1.1-2.0, rms 1.1-2.1, which is no gain for float.
+# CPU, by tools/break_even.py, times as fast as what is written without the library, at 65536 elements: group 2.0 (float),
+# 3.7 (float16), 3.6 (bfloat16), 6.8 (double); instance 1.5, 1.9, 5.6, 5.9; layer 2.5, 2.2, 5.0, 19; rms 1.7, 1.9, 4.6, 5.1.
+# On CUDA, times a copy of x: group 1.3-2.0, instance 1.0-2.0, layer 1.1-2.0, rms 1.1-2.1, which is no gain for float.
 NATIVE: dict[tuple[Provider, str], frozenset[ir.DataType]] = {
     (Provider.CPU, "instance"): _ALL,
     (Provider.CPU, "group"): _ALL,
     (Provider.CPU, "layer"): _ALL,
-    (Provider.CPU, "rms"): _ALL - {_HALF},
+    (Provider.CPU, "rms"): _ALL,
     (Provider.CUDA, "instance"): _ALL - {_DOUBLE},
     (Provider.CUDA, "group"): _ALL - {_DOUBLE},
     (Provider.CUDA, "layer"): _ALL - {_DOUBLE},
@@ -103,32 +102,39 @@ NATIVE_TYPES: dict[Provider, frozenset[ir.DataType]] = {Provider.CPU: _ALL, Prov
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """The fewest elements from which a native operator is worth its call: ``call + row * rows``."""
+    """The fewest elements from which a native operator is worth its call: ``call + row * lines``, less where it saves calls.
+
+    A line is a run of consecutive elements that share parameters, or of a layer norm statistics: a row of a layer norm, the
+    positions of one channel, or the channels of one position where they lie last.
+    """
 
     call: int
     row: int
 
-    def is_reached(self, rows: int, length: int) -> bool:
-        """Whether a tensor of ``rows``, each with statistics of its own, of ``length`` elements has as many."""
-        return rows * length >= self.call + self.row * rows
+    def is_reached(self, lines: int | None, length: int) -> bool:
+        """Whether ``lines`` of ``length`` elements are as many; of so many lines that a call is nothing, where None."""
+        return length >= self.row if lines is None else lines * length >= self.call + self.row * lines
 
 
-# A call of a custom operator takes 0.3 us longer than one of onnxruntime's own, an instance norm's row 12 ns and a layer
-# norm's 6 ns; an element 0.19, 0.38 and, of an rms norm, 0.15 ns less. So an instance norm alone, in elements, 0.3 us / 0.19 ns
-# + 12 ns / 0.19 ns * rows. With a residual or an activation it is one call for two. tools/break_even.py prints what is so
-# far from it and what is within it; float16 and float alike, onnxruntime 1.32 on one thread. A layer norm with a residual is
-# taken from the smallest tensor on: onnxruntime's own fusion of the two is slower still.
-BREAK_EVEN: dict[tuple[Provider, str, bool], BreakEven] = {
-    (Provider.CPU, "instance", False): BreakEven(1600, 64),
-    (Provider.CPU, "instance", True): BreakEven(700, 64),
-    (Provider.CPU, "layer", False): BreakEven(768, 20),
-    (Provider.CPU, "layer", True): BreakEven(0, 10),
-    (Provider.CPU, "rms", False): BreakEven(1536, 20),
+_ALONE, _JOINED, _LAST = "", "joined", "channels last"
+
+BREAK_EVEN: dict[tuple[Provider, str, ir.DataType, str], BreakEven] = {
+    (Provider.CPU, "group", _FLOAT, _ALONE): BreakEven(-256, 8),
+    (Provider.CPU, "group", _FLOAT, _JOINED): BreakEven(-256, 8),
+    (Provider.CPU, "group", _HALF, _ALONE): BreakEven(-1024, 8),
+    (Provider.CPU, "group", _HALF, _JOINED): BreakEven(-1024, 8),
+    (Provider.CPU, "group", _DOUBLE, _JOINED): BreakEven(-256, 8),
+    (Provider.CPU, "instance", _FLOAT, _ALONE): BreakEven(512, 64),
+    (Provider.CPU, "instance", _HALF, _ALONE): BreakEven(512, 64),
+    (Provider.CPU, "instance", _FLOAT, _JOINED): BreakEven(-256, 24),
+    (Provider.CPU, "instance", _HALF, _JOINED): BreakEven(-256, 24),
+    (Provider.CPU, "instance", _FLOAT, _LAST): BreakEven(1024, 8),
+    (Provider.CPU, "instance", _HALF, _LAST): BreakEven(1024, 8),
+    (Provider.CPU, "layer", _FLOAT, _ALONE): BreakEven(-256, 24),
+    (Provider.CPU, "layer", _FLOAT, _JOINED): BreakEven(-256, 24),
 }
-"""By provider, kind of norm, and whether it takes in a residual or an activation; what is not here wins at every size.
-
-Beside an operator of onnxruntime with a kernel that is the fastest spelling otherwise, in float16 and float. An operator
-without one takes ten calls (GroupNormalization), and the kernels for float64 are slow from the first element on.
+"""By provider, kind of norm, type, and what it takes in or where its channels lie: "", "joined" (a residual, an activation),
+"channels last". What is not here wins at every size. Measured by ``tools/break_even.py``, onnxruntime 1.32, one thread.
 """
 
 
@@ -157,13 +163,11 @@ def native_wins(kind: str, dtype: ir.DataType, provider: Provider, *, alone: boo
 
 
 def is_worth_its_call(
-    kind: str, dtype: ir.DataType, provider: Provider, *, joined: bool, rows: int, length: int
+    kind: str, dtype: ir.DataType, provider: Provider, *, joined: bool, last: bool, lines: int | None, length: int
 ) -> bool:
-    """Whether ``rows`` of ``length`` elements are enough for a native operator beside one that has a kernel.
+    """Whether ``lines`` of ``length`` elements (BreakEven) are enough for a native operator; lines None are unknown.
 
-    ``joined``: it takes in a residual or an activation, another call otherwise.
+    ``joined``: it takes in a residual or an activation, another call otherwise. ``last``: its channels lie last.
     """
-    if dtype not in _FLOAT16_FLOAT:
-        return True
-    least = BREAK_EVEN.get((provider, kind, joined))
-    return least is None or least.is_reached(rows, length)
+    least = BREAK_EVEN.get((provider, kind, dtype, _LAST if last else _JOINED if joined else _ALONE))
+    return least is None or least.is_reached(lines, length)

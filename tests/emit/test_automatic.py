@@ -130,8 +130,8 @@ def test_the_standard_group_norm_comes_with_a_warning() -> None:
     ("text", "name"),
     [
         (head(21) + GROUP, "GroupNorm"),
-        (head(17) + "{ y = LayerNormalization (x, s5, b5) }", "LayerNorm"),
-        (head(17) + "{ y = LayerNormalization (x, s5) }", "LayerNorm"),
+        (head(17, "float[2,6,5]") + "{ y = LayerNormalization (x, s5, b5) }", "LayerNorm"),
+        (head(17, "float[2,6,5]") + "{ y = LayerNormalization (x, s5) }", "LayerNorm"),
         (head(23) + "{ y = RMSNormalization (x, s5) }", "RMSNorm"),
         # Below opset 12 a body holds numbers, and another epsilon would need another name.
         (head(11) + "{ y = InstanceNormalization (x, s, b) }", None),

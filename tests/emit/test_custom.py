@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from normfuse.emit.target import Form, Target
+import normfuse
+from normfuse.emit.target import Form, Provider, Target
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor
@@ -235,6 +236,19 @@ def test_other_types_run_without_a_library(dtype: str) -> None:
     for actual in results(model, {"x": x, "s": np.ones(4, np.float32)})[:3]:
         # x, the result and in between: three roundings of values below 8.
         assert np.abs(actual - expected).max() < 2**5 * units[dtype]
+
+
+@pytest.mark.parametrize("opset", [21, 22, 23])
+@pytest.mark.parametrize("provider", Provider)
+@pytest.mark.parametrize("text", [GROUP, "{ y = InstanceNormalization (x, s, b) }"])
+def test_a_body_for_cuda_has_no_instance_normalization_from_opset_22_on(
+    text: str, provider: Provider, opset: int
+) -> None:
+    """CUDA has no kernel for version 22: it would run on the CPU, between two copies."""
+    model, _ = normfuse.fuse(model_of(head(opset) + text), target=Target(Form.CUSTOM, provider))
+    (function,) = model.functions.values()
+    by_kernel = "InstanceNormalization" in [node.op_type for node in function]
+    assert by_kernel is (provider is Provider.CPU or opset < 22)
 
 
 def test_what_has_no_operator_is_standard() -> None:

@@ -37,6 +37,18 @@ def test_types_without_the_kernel_take_means(dtype: ir.DataType) -> None:
     assert operators(key).count("ReduceMean") == (0 if dtype == FLOAT else 2)
 
 
+@pytest.mark.parametrize("norm", ["GroupNorm", "InstanceNorm"])
+@pytest.mark.parametrize("last", [False, True])
+def test_by_means_is_the_same_norm(norm: str, last: bool) -> None:
+    x = np.random.default_rng(3).standard_normal((2, 8, 4, 8)).astype(np.float32) * 3 + 50
+    keys = [Signature(norm, 22, FLOAT, False, False, channels_last=last, by_means=means) for means in (False, True)]
+    by_kernel, by_means = (run_body(key, x).astype(np.float64) for key in keys)
+    assert "InstanceNormalization" not in operators(keys[1])
+    assert keys[1].operator == keys[0].operator
+    assert keys[1].key != keys[0].key
+    assert np.abs(by_means - by_kernel).max() < 2e-4
+
+
 @pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
 def test_half_types_are_widened_once_and_rounded_once(dtype: ir.DataType) -> None:
     function = body(Signature("LayerNorm", 17, dtype, activation=Activation.GELU))
@@ -108,7 +120,8 @@ def run_body(key: Signature, x: Array) -> Array:
     """Run a node that calls the body alone, on onnxruntime."""
     value = ir.Value(name="x", shape=ir.Shape(["N", 8, "H", "W"]), type=ir.TensorType(FLOAT))
     function = body(key)
-    node = ir.node(function.name, [value], dict(GROUP), domain=DOMAIN, name="norm")
+    attributes = {name: number for name, number in GROUP.items() if name in function.attributes}
+    node = ir.node(function.name, [value], attributes, domain=DOMAIN, name="norm")
     y = node.outputs[0]
     y.name, y.dtype, y.shape = "y", FLOAT, value.shape
     graph = ir.Graph([value], [y], nodes=[node], opset_imports={"": key.opset, DOMAIN: 1}, name="g")

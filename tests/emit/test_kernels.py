@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from normfuse.emit.kernels import KERNELS, has_kernel
+from normfuse.emit.kernels import KERNELS, has_kernel, is_worth_its_call
 from normfuse.emit.target import Provider
 from tests.graphs import is_runnable
 
@@ -39,3 +39,14 @@ def test_table(operator: str, dtype: str) -> None:
 
 def test_every_row_is_probed() -> None:
     assert {operator for provider, operator in KERNELS if provider is Provider.CPU} <= set(PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("lines", "length", "wins"), [(18, 64, False), (19, 64, True), (None, 8, True), (None, 7, False)]
+)
+def test_channels_that_lie_last_are_counted_by_position(lines: int | None, length: int, wins: bool) -> None:
+    """An instance norm of (N, positions, C): a line is the channels of a position."""
+    worth = is_worth_its_call(
+        "instance", ir.DataType.FLOAT, Provider.CPU, joined=False, last=True, lines=lines, length=length
+    )
+    assert worth is wins

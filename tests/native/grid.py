@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -184,6 +184,13 @@ def expected(node: Node, dtype: str, values: Mapping[str, Array]) -> list[Array]
         normalised = np.moveaxis(normalised.reshape(first.shape), 1, -1)
     y = activated(normalised.reshape(x.shape) * scale + bias, node.activation)
     return [y, x] if node.sum else [y]
+
+
+def magnitude(node: Node, dtype: str, values: Mapping[str, Array]) -> float:
+    """Return how large ``normalised · scale`` and ``bias`` are together: what is rounded on the way to y, which is less."""
+    scaled = expected(replace(node, bias=False, sum=False, activation=Activation.NONE), dtype, values)[0]
+    bias = values["bias_" + "_".join(map(str, node.parameter_shape))] if node.bias and node.norm != "RMSNorm" else 0
+    return float(np.max(np.abs(scaled)) + np.max(np.abs(bias)))
 
 
 def activated(y: Array, activation: Activation) -> Array:

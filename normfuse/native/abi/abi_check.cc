@@ -42,9 +42,13 @@ SAME_SLOT(AddSessionConfigEntry);
 SAME_SLOT(KernelContext_GetGPUComputeStream);
 SAME_SLOT(HasSessionConfigEntry);
 SAME_SLOT(KernelInfo_GetNodeName);
+SAME_SLOT(KernelInfoGetConstantInput_tensor);
 SAME_SLOT(ShapeInferContext_GetInputTypeShape);
 SAME_SLOT(ShapeInferContext_SetOutputTypeShape);
 SAME_SLOT(KernelContext_ParallelFor);
+#if ORT_API_VERSION >= 24
+SAME_SLOT(GetTensorElementTypeAndShapeDataReference);
+#endif
 
 SAME_FIELD(version);
 SAME_FIELD(CreateKernel);

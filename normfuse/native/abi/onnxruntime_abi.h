@@ -10,7 +10,8 @@
 
 namespace normfuse::ort {
 
-inline constexpr std::uint32_t kApiVersion = 17;  // the first with ParallelFor and with shape inference
+inline constexpr std::uint32_t kApiVersion = 17;        // the first with ParallelFor and with shape inference
+inline constexpr std::uint32_t kReferenceVersion = 24;  // the first with GetTensorElementTypeAndShapeDataReference
 
 struct Status;
 struct SessionOptions;
@@ -69,7 +70,10 @@ struct Api {
     Status* (*HasSessionConfigEntry)(const SessionOptions* options, const char* key, int* out);
     Unused gap_238[6];
     Status* (*KernelInfo_GetNodeName)(const KernelInfo* info, char* out, std::size_t* size);
-    Unused gap_245[23];
+    Unused gap_245[4];
+    Status* (*KernelInfoGetConstantInput_tensor)(const KernelInfo* info, std::size_t index, int* is_constant,
+                                                 const Value** out);
+    Unused gap_250[18];
     Status* (*ShapeInferContext_GetInputTypeShape)(const ShapeInferContext* context, std::size_t index,
                                                    TensorTypeAndShapeInfo** out);
     Unused gap_269[1];
@@ -78,6 +82,10 @@ struct Api {
     Unused gap_271[3];
     Status* (*KernelContext_ParallelFor)(const KernelContext* context, void (*work)(void*, std::size_t),
                                          std::size_t total, std::size_t batches, void* data);
+    // From here on the table is there only where GetApi(kReferenceVersion) is.
+    Unused gap_275[139];
+    Status* (*GetTensorElementTypeAndShapeDataReference)(const Value* value, ElementType* type,
+                                                         const std::int64_t** dimensions, std::size_t* count);
 };
 
 // OrtApiBase: what onnxruntime hands to RegisterCustomOps.
@@ -117,6 +125,7 @@ struct CustomOp {
 };
 
 static_assert(offsetof(Api, KernelContext_ParallelFor) == 274 * sizeof(void*), "a gap of the table has the wrong size");
+static_assert(sizeof(Api) == 415 * sizeof(void*), "onnxruntime 1.24 has 415 functions");
 static_assert(sizeof(CustomOp) == 26 * sizeof(void*), "the struct of an operator has 26 words");
 
 }  // namespace normfuse::ort

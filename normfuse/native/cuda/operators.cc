@@ -2,12 +2,9 @@
 
 #include <cuda_runtime.h>
 
-#include <string>
-
 #include "cuda/norm.h"
 #include "cuda/workspace.h"
-#include "ops/layout.h"
-#include "ops/runtime.h"
+#include "ops/node.h"
 
 namespace normfuse::cuda {
 
@@ -52,27 +49,14 @@ static_assert(static_cast<int>(Activation::kRelu) == kNormfuseRelu);
 static_assert(static_cast<int>(Activation::kSilu) == kNormfuseSilu);
 static_assert(static_cast<int>(Activation::kGelu) == kNormfuseGelu);
 
-// A node of the graph. Shared by all threads that run the session: Compute changes nothing of it.
 struct CudaKernel {
-    const ort::Api& api;
-    Operator op;
+    Node node;
     Type type;
-    Attributes attributes;
-    std::string where;
 
     void compute(ort::KernelContext* context) const {
-        Operands operands;
-        operands.x = input(api, context, 0);
-        if (op.adds_residual) operands.residual = input(api, context, op.residual_at());
-        operands.scale = input(api, context, op.scale_at());
-        operands.bias = input(api, context, op.bias_at());
-        Norm norm = lay_out(op, attributes, operands);
-        norm.y = output(api, context, 0, operands.x.shape);
-        if (op.keeps_sum) norm.sum = output(api, context, 1, operands.x.shape);
-
+        const NormfuseNorm call = norm_of(node.prepare(context), type);
         void* queue = nullptr;
-        normfuse::require(api, api.KernelContext_GetGPUComputeStream(context, &queue));
-        const NormfuseNorm call = norm_of(norm, type);
+        normfuse::require(node.api, node.api.KernelContext_GetGPUComputeStream(context, &queue));
         NormfusePlan plan;
         require(normfuse_cuda_plan(&call, &plan));
         const Workspace workspace(static_cast<std::size_t>(plan.workspace), static_cast<cudaStream_t>(queue));
@@ -82,16 +66,12 @@ struct CudaKernel {
 
 ort::Status* create(const ort::CustomOp* callbacks, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
     const Schema& schema = schema_of(callbacks);
-    const std::string where = "ai.normfuse " + schema.name;
-    return guarded(*api, where, [&] {
-        *kernel = new CudaKernel{*api, schema.op, schema.type, read_attributes(*api, info),
-                                 where + " '" + node_name(*api, info) + "'"};
-    });
+    return guarded(*api, where(schema), [&] { *kernel = new CudaKernel{{schema, *api, info}, schema.type}; });
 }
 
 ort::Status* compute(void* kernel, ort::KernelContext* context) {
     const CudaKernel& self = *static_cast<const CudaKernel*>(kernel);
-    return guarded(self.api, self.where, [&] { self.compute(context); });
+    return guarded(self.node.api, self.node.where, [&] { self.compute(context); });
 }
 
 }  // namespace

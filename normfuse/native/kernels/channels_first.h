@@ -16,6 +16,10 @@
 namespace normfuse {
 namespace {
 
+// A few rows of so many elements stay in the first-level cache, with all that belongs to them.
+constexpr std::int64_t kShortRow = 256;
+constexpr std::int64_t kShortRows = 8;
+
 struct Sums {
     double linear;
     double squares;
@@ -79,14 +83,15 @@ inline Moments mean_and_deviation(Source<Element, has_residual> source, Element*
         if (!shifted) shift = 0;
         Sums sums = shifted ? chunk_sums<Element, true, true>(source + begin, kept, size, shift)
                             : chunk_sums<Element, true, false>(source + begin, kept, size, shift);
-        double mean = sums.linear / n;
+        const double share = 1.0 / n;  // not on the way from the sums to the result
+        double mean = sums.linear * share;
         double deviation = sums.squares - sums.linear * mean;
         // Beyond one standard deviation the squares are mostly those of the mean. NaN compares false, and stays.
         if (mean * mean * n > kNear<Element> * deviation) {
             shifted = true;
             shift = static_cast<Wide<Element>>(static_cast<double>(shift) + mean);
             sums = chunk_sums<Element, true, true>(source + begin, kept, size, shift);
-            mean = sums.linear / n;
+            mean = sums.linear * share;
             deviation = sums.squares - sums.linear * mean;
         }
         total = together(total, {n, static_cast<double>(shift) + mean, deviation < 0.0 ? 0.0 : deviation});
@@ -139,6 +144,13 @@ struct Rows {
                offset;
     }
 
+    // Of short rows a division would be a good part.
+    static std::int64_t first_parameter(const Norm& norm, std::int64_t row) {
+        const std::int64_t channel = row * norm.channels;
+        if (norm.channels == norm.parameters) return 0;
+        return channel < norm.parameters ? channel : channel % norm.parameters;
+    }
+
     static Moments measure(const Norm& norm, std::int64_t row, std::int64_t begin, std::int64_t end) {
         const std::int64_t offset = row * norm.channels * norm.segment + begin;
         Element* sum = norm.sum == nullptr ? nullptr : static_cast<Element*>(norm.sum) + offset;
@@ -153,7 +165,7 @@ struct Rows {
         const double low = moments.mean - static_cast<double>(high);
         const auto values = source(norm, row);
         Element* y = static_cast<Element*>(norm.y) + row * norm.channels * norm.segment;
-        const std::int64_t first = row * norm.channels % norm.parameters;
+        const std::int64_t first = first_parameter(norm, row);
         if (norm.segment == 1) {
             const auto* scale = static_cast<const Element*>(norm.scale);
             const auto* bias = static_cast<const Element*>(norm.bias);
@@ -164,7 +176,7 @@ struct Rows {
             return;
         }
         // From the end: what was measured last is still in the cache.
-        for (std::int64_t channel = (end - 1) / norm.segment; end > begin; --channel) {
+        for (std::int64_t channel = norm.channels == 1 ? 0 : (end - 1) / norm.segment; end > begin; --channel) {
             const std::int64_t from = channel * norm.segment > begin ? channel * norm.segment : begin;
             const double a = r * parameter<Element>(norm.scale, first + channel, 1.0);
             const double b = parameter<Element>(norm.bias, first + channel, 0.0) - low * a;
@@ -174,10 +186,20 @@ struct Rows {
         }
     }
 
+    // What is measured does not depend on the activation: one function for all.
+    static Moments measured(const Norm& norm, std::int64_t row) {
+        return Rows<Element, Activation::kNone, has_residual>::measure(norm, row, 0, norm.channels * norm.segment);
+    }
+
+    // Short rows by several: until the deviation of one is divided and its root taken, others can be measured.
     static void normalise(const Norm& norm, std::int64_t first_row, std::int64_t last_row) {
         const std::int64_t length = norm.channels * norm.segment;
-        for (std::int64_t row = first_row; row < last_row; ++row) {
-            apply_sum(norm, row, 0, length, measure(norm, row, 0, length));
+        const std::int64_t step = length <= kShortRow ? kShortRows : 1;
+        Moments moments[kShortRows];
+        for (std::int64_t begin = first_row; begin < last_row; begin += step) {
+            const std::int64_t count = last_row - begin < step ? last_row - begin : step;
+            for (std::int64_t i = 0; i < count; ++i) moments[i] = measured(norm, begin + i);
+            for (std::int64_t i = 0; i < count; ++i) apply_sum(norm, begin + i, 0, length, moments[i]);
         }
     }
 

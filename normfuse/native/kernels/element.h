@@ -1,4 +1,4 @@
-// Vectors of one instruction set, and how the element types are loaded into and stored from them.
+// Vectors of one instruction set, and how the element types are computed in them.
 //
 // Compiled once per instruction set. Everything here and in the kernels has internal linkage, and nothing of the
 // standard library is called: an inline function that is shared between the objects would be kept in one copy only,
@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -91,123 +92,78 @@ inline Vector<std::uint32_t, size> narrowed(const Vector<float, size>& value) {
     return (magnitude >= 0x47800000u ? large : finite) | ((bits >> 16) & 0x8000u);
 }
 
-// Loads and stores of as many elements as a register holds
+// The bits of a register of half-type elements, and their values
 
-inline Vector<float, kLanes<float>> load(const float* from) {
-    Vector<float, kLanes<float>> value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
+using Halves = Vector<std::uint16_t, kLanes<float>>;
+using Floats = Vector<float, kLanes<float>>;
 
-inline Vector<double, kLanes<double>> load(const double* from) {
-    Vector<double, kLanes<double>> value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
-inline void store(float* to, const Vector<float, kLanes<float>>& value) { std::memcpy(to, &value, sizeof value); }
-
-inline void store(double* to, const Vector<double, kLanes<double>>& value) { std::memcpy(to, &value, sizeof value); }
-
-// Stores past the caches, to aligned addresses: a line that is written whole need not be read before. float32 only.
-#if defined(__SSE2__)
-template <typename Element>
-constexpr bool kStreams = sizeof(Element) == sizeof(float);
-
-inline void stream(float* to, const Vector<float, kLanes<float>>& value) {
+// Integers of 32 bits from 16 and back, those that 16 bits hold. GCC 12 makes many steps of a __builtin_convertvector.
+inline Vector<std::uint32_t, kLanes<float>> extended(const Halves& halves) {
+    using Bits = Vector<std::uint32_t, kLanes<float>>;
 #if defined(__AVX512F__)
-    _mm512_stream_ps(to, bits_as<__m512>(value));
+    return bits_as<Bits>(_mm512_maskz_cvtepu16_epi32(kAll, bits_as<__m256i>(halves)));
 #elif defined(__AVX2__)
-    _mm256_stream_ps(to, bits_as<__m256>(value));
+    return bits_as<Bits>(_mm256_cvtepu16_epi32(bits_as<__m128i>(halves)));
 #else
-    _mm_stream_ps(to, bits_as<__m128>(value));
+    return __builtin_convertvector(halves, Bits);
 #endif
 }
 
-// Makes what was streamed visible to other threads.
-inline void finish_streams() { _mm_sfence(); }
+inline Halves low_halves(const Vector<std::uint32_t, kLanes<float>>& bits) {
+#if defined(__AVX512F__)
+    return bits_as<Halves>(_mm512_maskz_cvtepi32_epi16(kAll, bits_as<__m512i>(bits)));
+#elif defined(__AVX2__)
+    const __m256i packed = _mm256_packus_epi32(bits_as<__m256i>(bits), _mm256_setzero_si256());
+    return bits_as<Halves>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 #else
+    return __builtin_convertvector(bits, Halves);
+#endif
+}
+
 template <typename Element>
-constexpr bool kStreams = false;
+inline Floats value_of(const Halves& halves);
+template <typename Element>
+inline Halves rounded_to(const Floats& value);
 
-inline void finish_streams() {}
-#endif
-
-inline Vector<float, kLanes<float>> load(const Float16* from) {
+template <>
+inline Floats value_of<Float16>(const Halves& halves) {
 #if defined(__AVX512F__)
-    return bits_as<Vector<float, 16>>(
-        _mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+    return bits_as<Floats>(_mm512_maskz_cvtph_ps(kAll, bits_as<__m256i>(halves)));
 #elif defined(__F16C__)
-    return bits_as<Vector<float, kLanes<float>>>(
-        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    return bits_as<Floats>(_mm256_cvtph_ps(bits_as<__m128i>(halves)));
 #elif defined(__aarch64__)
-    return bits_as<Vector<float, 4>>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&from->bits))));
+    return bits_as<Floats>(vcvt_f32_f16(bits_as<float16x4_t>(halves)));
 #else
-    Vector<std::uint16_t, kLanes<float>> bits;
-    std::memcpy(&bits, from, sizeof bits);
-    return widened<kLanes<float>>(__builtin_convertvector(bits, Vector<std::uint32_t, kLanes<float>>));
+    return widened<kLanes<float>>(__builtin_convertvector(halves, Vector<std::uint32_t, kLanes<float>>));
 #endif
 }
 
-inline void store(Float16* to, const Vector<float, kLanes<float>>& value) {
+template <>
+inline Halves rounded_to<Float16>(const Floats& value) {
 #if defined(__AVX512F__)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                        _mm512_maskz_cvtps_ph(kAll, bits_as<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+    return bits_as<Halves>(_mm512_maskz_cvtps_ph(kAll, bits_as<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                     _mm256_cvtps_ph(bits_as<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+    return bits_as<Halves>(_mm256_cvtps_ph(bits_as<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__aarch64__)
-    vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32(bits_as<float32x4_t>(value))));
+    return bits_as<Halves>(vcvt_f16_f32(bits_as<float32x4_t>(value)));
 #else
-    const auto bits = __builtin_convertvector(narrowed<kLanes<float>>(value), Vector<std::uint16_t, kLanes<float>>);
-    std::memcpy(to, &bits, sizeof bits);
+    return __builtin_convertvector(narrowed<kLanes<float>>(value), Halves);
 #endif
 }
 
-inline Vector<float, kLanes<float>> load(const BFloat16* from) {
-    Vector<std::uint16_t, kLanes<float>> bits;
-    std::memcpy(&bits, from, sizeof bits);
-    return bits_as<Vector<float, kLanes<float>>>(__builtin_convertvector(bits, Vector<std::uint32_t, kLanes<float>>)
-                                                 << 16);
+template <>
+inline Floats value_of<BFloat16>(const Halves& halves) {
+    return bits_as<Floats>(extended(halves) << 16);
 }
 
-inline void store(BFloat16* to, const Vector<float, kLanes<float>>& value) {
+template <>
+inline Halves rounded_to<BFloat16>(const Floats& value) {
     using Bits = Vector<std::uint32_t, kLanes<float>>;
     const Bits bits = bits_as<Bits>(value);
     const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
     const Bits quiet = (bits >> 16) | 0x40u;
-    const Bits chosen = (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
-    const auto narrow = __builtin_convertvector(chosen, Vector<std::uint16_t, kLanes<float>>);
-    std::memcpy(to, &narrow, sizeof narrow);
+    return low_halves((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
-
-// Fewer elements than a register holds; lanes beyond `count` are zero, and nothing beyond is read or written.
-
-template <typename Element>
-inline auto load_some(const Element* from, std::int64_t count) {
-    Element padded[kLanes<Element>] = {};
-    for (std::int64_t lane = 0; lane < count; ++lane) padded[lane] = from[lane];
-    return load(padded);
-}
-
-template <typename Element>
-inline void store_some(Element* to, const Vector<Wide<Element>, kLanes<Element>>& value, std::int64_t count) {
-    Element padded[kLanes<Element>];
-    store(padded, value);
-    for (std::int64_t lane = 0; lane < count; ++lane) to[lane] = padded[lane];
-}
-
-#if defined(__AVX512F__)
-template <>
-inline auto load_some<float>(const float* from, std::int64_t count) {
-    return bits_as<Vector<float, 16>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
-}
-
-template <>
-inline void store_some<float>(float* to, const Vector<float, 16>& value, std::int64_t count) {
-    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), bits_as<__m512>(value));
-}
-#endif
 
 // The first `count` lanes of a vector, and zero in the others.
 template <typename Scalar, int size>

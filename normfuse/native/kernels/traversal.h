@@ -1,7 +1,7 @@
 // How the kernels walk over elements: whole registers, several at a time, and the rest of less than one.
 #pragma once
 
-#include "kernels/element.h"
+#include "kernels/memory.h"
 #include "kernels/norm.h"
 
 namespace normfuse {

@@ -1,49 +1,27 @@
 #include "ops/cpu_operators.h"
 
-#include <string>
-
-#include "ops/layout.h"
-#include "ops/runtime.h"
+#include "ops/node.h"
 #include "ops/schedule.h"
 
 namespace normfuse {
 
 namespace {
 
-// A node of the graph. Shared by all threads that run the session: Compute changes nothing of it.
 struct CpuKernel {
-    const ort::Api& api;
-    Operator op;
+    Node node;
     const Kernels& kernels;
-    Attributes attributes;
-    std::string where;
-
-    void compute(ort::KernelContext* context) const {
-        Operands operands;
-        operands.x = input(api, context, 0);
-        if (op.adds_residual) operands.residual = input(api, context, op.residual_at());
-        operands.scale = input(api, context, op.scale_at());
-        operands.bias = input(api, context, op.bias_at());
-        Norm norm = lay_out(op, attributes, operands);
-        norm.y = output(api, context, 0, operands.x.shape);
-        if (op.keeps_sum) norm.sum = output(api, context, 1, operands.x.shape);
-        normfuse::compute(api, context, kernels, norm);
-    }
 };
 
 ort::Status* create(const ort::CustomOp* callbacks, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
     const Schema& schema = schema_of(callbacks);
-    const std::string where = "ai.normfuse " + schema.name;
-    return guarded(*api, where, [&] {
-        const Kernels& kernels = instruction_set().kernels[static_cast<int>(schema.type)];
-        *kernel = new CpuKernel{*api, schema.op, kernels, read_attributes(*api, info),
-                                where + " '" + node_name(*api, info) + "'"};
+    return guarded(*api, where(schema), [&] {
+        *kernel = new CpuKernel{{schema, *api, info}, instruction_set().kernels[static_cast<int>(schema.type)]};
     });
 }
 
 ort::Status* compute(void* kernel, ort::KernelContext* context) {
-    const CpuKernel& self = *static_cast<const CpuKernel*>(kernel);
-    return guarded(self.api, self.where, [&] { self.compute(context); });
+    const auto& [node, kernels] = *static_cast<const CpuKernel*>(kernel);
+    return guarded(node.api, node.where, [&] { compute(node.api, context, kernels, node.prepare(context)); });
 }
 
 }  // namespace

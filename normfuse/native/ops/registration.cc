@@ -1,5 +1,6 @@
 #include "ops/registration.h"
 
+#include <cstdio>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -21,8 +22,15 @@ struct Domain {
     ort::CustomOpDomain* domain;
 };
 
+// Whether the runtime knows a version of the table. One that does not would complain if it were asked for it.
+bool knows(const ort::ApiBase& base, std::uint32_t version) {
+    unsigned major = 0, minor = 0;
+    if (std::sscanf(base.GetVersionString(), "%u.%u", &major, &minor) != 2) return false;
+    return (major > 1 || (major == 1 && minor >= version)) && base.GetApi(version) != nullptr;
+}
+
 // One process may hold several runtimes, each with its own domain.
-ort::CustomOpDomain* domain_for(const ort::Api& api, const std::vector<Schema>& operators) {
+ort::CustomOpDomain* domain_for(const ort::Api& api, bool has_references, const std::vector<Schema>& operators) {
     static std::mutex mutex;
     static auto& domains = *new std::vector<std::unique_ptr<Domain>>;
     const std::lock_guard<std::mutex> lock(mutex);
@@ -33,6 +41,7 @@ ort::CustomOpDomain* domain_for(const ort::Api& api, const std::vector<Schema>& 
     require(api, api.CreateCustomOpDomain(kDomain, &fresh->domain));
     for (Schema& entry : fresh->operators) {
         entry.api = &api;
+        entry.has_references = has_references;
         require(api, api.CustomOpDomain_Add(fresh->domain, &entry.callbacks));
     }
     domains.push_back(std::move(fresh));
@@ -55,7 +64,8 @@ ort::Status* register_operators(ort::SessionOptions* options, const ort::ApiBase
         int registered = 0;
         require(*api, api->HasSessionConfigEntry(options, kRegistered, &registered));
         if (registered != 0) return;
-        require(*api, api->AddCustomOpDomain(options, domain_for(*api, operators)));
+        require(*api,
+                api->AddCustomOpDomain(options, domain_for(*api, knows(*base, ort::kReferenceVersion), operators)));
         require(*api, api->AddSessionConfigEntry(options, kRegistered, "1"));
     });
 }

@@ -1,5 +1,7 @@
 #include "ops/runtime.h"
 
+#include <algorithm>
+
 namespace normfuse {
 
 std::int64_t Shape::product(std::size_t begin, std::size_t end) const {
@@ -77,36 +79,61 @@ std::string node_name(const ort::Api& api, const ort::KernelInfo* info) {
     return text;
 }
 
-Tensor input(const ort::Api& api, const ort::KernelContext* context, std::size_t index) {
-    Tensor tensor;
-    std::size_t count = 0;
-    require(api, api.KernelContext_GetInputCount(context, &count));
-    if (index >= count) return tensor;
-    const ort::Value* value = nullptr;
-    require(api, api.KernelContext_GetInput(context, index, &value));
-    if (value == nullptr) return tensor;
+namespace {
 
-    ort::TensorTypeAndShapeInfo* info = nullptr;
-    require(api, api.GetTensorTypeAndShape(value, &info));
-    ort::Status* status = api.GetDimensionsCount(info, &tensor.shape.rank);
-    const bool fits = status == nullptr && tensor.shape.rank <= Shape::kMaximalRank;
-    if (fits) status = api.GetDimensions(info, tensor.shape.dimensions, tensor.shape.rank);
-    api.ReleaseTensorTypeAndShapeInfo(info);
-    require(api, status);
-    if (!fits) throw std::invalid_argument("tensors have at most 16 axes; got " + std::to_string(tensor.shape.rank));
-
-    void* data = nullptr;
-    require(api, api.GetTensorMutableData(const_cast<ort::Value*>(value), &data));
-    // An empty tensor may have no memory; it is present all the same.
-    static const char nothing = 0;
-    tensor.data = data == nullptr ? &nothing : data;
-    return tensor;
+Shape shape_of(const std::int64_t* dimensions, std::size_t rank) {
+    if (rank > Shape::kMaximalRank) {
+        throw std::invalid_argument("tensors have at most 16 axes; got " + std::to_string(rank));
+    }
+    Shape shape;
+    shape.rank = rank;
+    std::copy_n(dimensions, rank, shape.dimensions);
+    return shape;
 }
 
-std::size_t output_count(const ort::Api& api, const ort::KernelContext* context) {
-    std::size_t count = 0;
-    require(api, api.KernelContext_GetOutputCount(context, &count));
-    return count;
+// onnxruntime allocates what it tells, but where it can refer to what it holds.
+Shape shape_of(const ort::Api& api, const ort::Value* value, bool has_references) {
+    const std::int64_t* dimensions = nullptr;
+    std::size_t rank = 0;
+    if (has_references) {
+        auto type = ort::ElementType::kUndefined;
+        require(api, api.GetTensorElementTypeAndShapeDataReference(value, &type, &dimensions, &rank));
+        return shape_of(dimensions, rank);
+    }
+    ort::TensorTypeAndShapeInfo* info = nullptr;
+    require(api, api.GetTensorTypeAndShape(value, &info));
+    std::int64_t copied[Shape::kMaximalRank];
+    ort::Status* status = api.GetDimensionsCount(info, &rank);
+    if (status == nullptr && rank <= Shape::kMaximalRank) status = api.GetDimensions(info, copied, rank);
+    api.ReleaseTensorTypeAndShapeInfo(info);
+    require(api, status);
+    return shape_of(copied, rank);
+}
+
+}  // namespace
+
+std::optional<Shape> constant_shape(const ort::Api& api, const ort::KernelInfo* info, std::size_t index) {
+    int is_constant = 0;
+    const ort::Value* value = nullptr;
+    if (!succeeded(api, api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value))) return {};
+    if (is_constant == 0 || value == nullptr) return {};
+    return shape_of(api, value, false);
+}
+
+Inputs::Inputs(const ort::Api& api, const ort::KernelContext* context, bool has_references)
+    : api_(api), context_(context), has_references_(has_references) {
+    require(api, api.KernelContext_GetInputCount(context, &count_));
+}
+
+Tensor Inputs::at(std::size_t index, const std::optional<Shape>& shape) const {
+    const ort::Value* value = nullptr;
+    if (index < count_) require(api_, api_.KernelContext_GetInput(context_, index, &value));
+    if (value == nullptr) return {};
+    void* data = nullptr;
+    require(api_, api_.GetTensorMutableData(const_cast<ort::Value*>(value), &data));
+    // An empty tensor may have no memory; it is present all the same.
+    static const char nothing = 0;
+    return {data == nullptr ? &nothing : data, shape ? *shape : shape_of(api_, value, has_references_)};
 }
 
 void* output(const ort::Api& api, ort::KernelContext* context, std::size_t index, const Shape& shape) {

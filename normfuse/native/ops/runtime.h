@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -50,9 +51,25 @@ std::int64_t attribute(const ort::Api& api, const ort::KernelInfo* info, const c
 std::string attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name, const char* absent);
 std::string node_name(const ort::Api& api, const ort::KernelInfo* info);
 
-Tensor input(const ort::Api& api, const ort::KernelContext* context, std::size_t index);
+// The shape of an input that is an initializer; nothing where it is computed, may be overridden, or is absent.
+std::optional<Shape> constant_shape(const ort::Api& api, const ort::KernelInfo* info, std::size_t index);
+
+// The inputs of one call. has_references: whether `api` reaches to kReferenceVersion.
+class Inputs {
+  public:
+    Inputs(const ort::Api& api, const ort::KernelContext* context, bool has_references);
+
+    // An absent one has no data. shape: what is known of it.
+    Tensor at(std::size_t index, const std::optional<Shape>& shape = std::nullopt) const;
+
+  private:
+    const ort::Api& api_;
+    const ort::KernelContext* context_;
+    bool has_references_;
+    std::size_t count_ = 0;
+};
+
 void* output(const ort::Api& api, ort::KernelContext* context, std::size_t index, const Shape& shape);
-std::size_t output_count(const ort::Api& api, const ort::KernelContext* context);
 
 // Calls task(i) for i < tasks on onnxruntime's threads.
 template <typename Task>

@@ -13,6 +13,7 @@ constexpr std::int64_t kManyRows = 16;     // with fewer rows than this, threads
 constexpr std::int64_t kParts = 64;        // of one row
 constexpr std::int64_t kBlockChannels = 256;
 constexpr std::int64_t kLastParts = 16;
+constexpr std::int64_t kLastTask = 64 * 1024;  // as many moments as channels are put together for each part
 
 std::int64_t divided(std::int64_t total, std::int64_t size) { return (total + size - 1) / size; }
 
@@ -59,7 +60,7 @@ void compute_last(const ort::Api& api, const ort::KernelContext* context, const 
         });
         return;
     }
-    const std::int64_t size = divided(norm.positions, std::min(kLastParts, divided(elements, kTask)));
+    const std::int64_t size = divided(norm.positions, std::min(kLastParts, divided(elements, kLastTask)));
     const std::int64_t parts = divided(norm.positions, size);
     for (std::int64_t task = 0; task < tasks; ++task) {
         Moments moments[kLastParts][kBlockChannels];
@@ -74,7 +75,8 @@ void compute_last(const ort::Api& api, const ort::KernelContext* context, const 
                 moments[0][group] = together(moments[0][group], moments[part][group]);
             }
         }
-        parallel(api, context, parts, [&](std::int64_t part) {
+        parallel(api, context, parts, [&](std::int64_t task_) {
+            const std::int64_t part = parts - 1 - task_;  // what was measured last is still in a cache
             kernels.apply_last(norm, sample, first, last, part * size, std::min(norm.positions, (part + 1) * size),
                                moments[0]);
         });

@@ -50,7 +50,7 @@ Schema schema(const Operator& op, Type type, const char* provider) {
     callbacks.InferOutputShapeFn = infer_shapes;
     // No last version: onnxruntime gives nodes of later versions of the domain to this one whatever it says.
     callbacks.GetStartVersion = [](const ort::CustomOp*) { return 1; };
-    return {callbacks, op, type, provider, op.name(), nullptr};
+    return {callbacks, op, type, provider, op.name(), nullptr, false};
 }
 
 }  // namespace

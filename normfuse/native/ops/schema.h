@@ -20,7 +20,9 @@ struct Schema {
     Type type;
     const char* provider;  // null for the CPU
     std::string name;
-    const ort::Api* api;  // of the runtime that it is registered with: shape inference is given none
+    // Of the runtime that it is registered with: shape inference is given none.
+    const ort::Api* api;
+    bool has_references;  // whether the table reaches to kReferenceVersion
 };
 static_assert(std::is_standard_layout_v<Schema>, "the address of the callbacks must be that of the schema");
 
