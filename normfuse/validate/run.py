@@ -24,6 +24,7 @@ from normfuse.validate.plan import families
 from normfuse.validate.regions import check_regions
 from normfuse.validate.scopes import drawn_names, label, random_operator, unpaired
 from normfuse.validate.segments import changed_names
+from normfuse.validate.sensitivity import smallest_visible
 from normfuse.validate.sessions import Results
 from normfuse.validate.truth import Truth, evaluate
 
@@ -177,6 +178,7 @@ def _oracle_leg(
     checks: list[Check] = []
     notes: list[str] = []
     unreached: dict[str, None] = {}
+    not_local: list[str] = []
     try:
         for truth in truths:
             if truth.family.name != NONFINITE or not reference.jumps():  # else cut, or not at all
@@ -194,7 +196,12 @@ def _oracle_leg(
         checks.extend(report.checks)
         notes.extend(report.notes)
         notes.extend(f"not verified locally: {item}" for item in report.unverified)
-    return legs.Outcome(legs.conclude("oracle", checks), tuple(checks), tuple(notes), tuple(unreached))
+        not_local.extend(report.not_local)
+    leg = legs.conclude("oracle", checks)
+    if not_local and leg.verdict is Verdict.EQUIVALENT:
+        seen = smallest_visible(reference, truths[0])
+        leg = replace(leg, reason="; ".join(filter(None, [f"not local: {not_local[0]}", seen])))
+    return legs.Outcome(leg, tuple(checks), tuple(notes), tuple(unreached))
 
 
 def _by_regions(task: Task, oracles: tuple[Oracle, Oracle], family: Family | None, why: str) -> legs.Outcome:

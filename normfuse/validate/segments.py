@@ -40,12 +40,14 @@ class SegmentReport:
     """checks: one per changed segment. unverified: changed segments that could not be evaluated, with the reason.
 
     unreached: changed bodies that no input enters and that cannot be forced: nothing at all has judged them.
+    not_local: why a part of the graph has only been judged end to end, or in one piece with very much else.
     """
 
     checks: tuple[Check, ...]
     unverified: tuple[str, ...]
     notes: tuple[str, ...]
     unreached: tuple[str, ...] = ()
+    not_local: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -66,6 +68,7 @@ class _Progress:
     unverified: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
+    not_local: list[str] = field(default_factory=list)
     suspects: dict[str, tuple[Check, int]] = field(default_factory=dict)
 
     def failure(self, subject: str, error: OracleFailed) -> Check:
@@ -108,12 +111,14 @@ def check_segments(reference: Oracle, candidate: Oracle, supply: Supply, *, leg:
             progress.unverified.append(f"segment '{name}': {error}")
             _judge_bodies(segment, None, {}, progress)
             continue
+        size = len(cones[0].nodes)
+        if size > tolerance.LOCAL_NODES:
+            progress.not_local.append(f"no value of one name divides the {size} nodes before '{name}'")
         _judge_one(segment, values, progress, is_output=name in outputs)
         if len(progress.suspects) > tolerance.GROSS_LIMIT:
-            progress.notes.append(
-                f"more than {tolerance.GROSS_LIMIT} values of one name mean something else in the candidate: "
-                "not verified locally"
-            )
+            words = f"more than {tolerance.GROSS_LIMIT} values of one name mean something else in the candidate"
+            progress.notes.append(f"{words}: not verified locally")
+            progress.not_local.append(words)
             break
     reused = [
         name for name in progress.suspects if not any(check.subject.endswith(f"'{name}'") for check in progress.checks)
@@ -121,7 +126,11 @@ def check_segments(reference: Oracle, candidate: Oracle, supply: Supply, *, leg:
     if reused and not any(check.verdict is Verdict.DIVERGENT for check in progress.checks):
         progress.notes.append(f"names that mean something else in the candidate: {', '.join(reused[:5])}")
     return SegmentReport(
-        tuple(progress.checks), tuple(progress.unverified), tuple(progress.notes), tuple(progress.unreached)
+        tuple(progress.checks),
+        tuple(progress.unverified),
+        tuple(progress.notes),
+        tuple(progress.unreached),
+        (*progress.unverified, *progress.not_local),
     )
 
 

@@ -56,6 +56,9 @@ GROSS_SHARE = 0.5
 # So many shared values may turn out to mean something else before the local check gives up.
 GROSS_LIMIT = 32
 
+# A segment of more nodes than this is not local: branches that merge, or a norm written in primitives, are a third of it.
+LOCAL_NODES = 64
+
 # A channel whose deviation is below this share of its tensor's carries no information through a segment (a dead ReLU).
 DEAD_SHARE = 1e-6
 
