@@ -56,7 +56,7 @@ def _constants(oracle: Oracle) -> list[ir.Value]:
 
 
 def _channels(tensor: ir.TensorProtocol) -> int:
-    sizes = tuple(tensor.shape)
+    sizes = tensor.numpy().shape
     return int(sizes[0]) if sizes else 1
 
 
