@@ -186,7 +186,7 @@ USAGE = [
     (["fuse", "IN", "-o", "nowhere/out.onnx"], "no such folder"),
     (["fuse", "IN", "-o", "OUT", "--skip", "("], "is no regular expression"),
     (["inspect", "missing.onnx"], "missing.onnx: no such file"),
-    (["validate", "IN", "missing.onnx"], "missing.onnx' does not exist"),
+    (["validate", "IN", "missing.onnx"], "candidate: missing.onnx: no such file"),
 ]
 
 

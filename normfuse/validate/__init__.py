@@ -55,6 +55,8 @@ def validate(
     Raises ValidationError where the models do not pair up or the inputs do not fit, ModelIOError where one cannot be
     read, UnsupportedForm for an unknown provider or level, TypeError for an argument of another type.
     """
+    from normfuse import io
+    from normfuse.errors import ModelIOError, NormfuseError
     from normfuse.runtime.library import find_cuda_library, find_library
     from normfuse.validate.arguments import check_arguments
     from normfuse.validate.backends import parse_backend
@@ -78,12 +80,23 @@ def validate(
 
         return validate_module(reference, candidate, backends, inputs, runner, quick=quick)
     task = Task.load(reference, candidate, backends, runner, quick=quick)
-    report = run(task, inputs)
-    if not locate:
-        return report
-    from normfuse.validate.locate import located
+    try:
+        report = run(task, inputs)
+        if not locate:
+            return report
+        from normfuse.validate.locate import located
 
-    return located(report, task, inputs, rewrites, replay)
+        return located(report, task, inputs, rewrites, replay)
+    except NormfuseError:
+        raise
+    except Exception as error:
+        # Models are not checked beforehand, which takes long: where something fails on one that is no valid ONNX, that
+        # is why. Any other failure is a defect of ours, and stays what it is.
+        for subject in (task.reference, task.candidate):
+            objection = io.objection(subject.model)
+            if objection is not None:
+                raise ModelIOError(f"{subject.role}: not a valid ONNX model: {objection}") from error
+        raise
 
 
 make_callable(__name__)

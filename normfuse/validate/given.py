@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,31 @@ def read_user_inputs(source: Path | Sequence[Mapping[str, Any]], specs: Sequence
 def _load(path: Path) -> Array:
     try:
         return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise ValidationError(f"cannot read '{path}': {error}") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ValidationError(f"cannot read '{path}' as .npy: {_why(path, error)}") from error
 
 
 def _load_all(path: Path) -> Feed:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file:  # ours, since NumPy leaves a file open that it cannot read
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                hint = "its folder, with a file NAME.npy for each input"
+                raise ValidationError(f"'{path}' is a single array without a name: give an .npz, or {hint}")
             return {name: content[name] for name in content.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        # np.load gives a bare array (no context manager) for an .npy, pickled data raise ValueError, bad zips OSError.
-        raise ValidationError(f"cannot read '{path}' as .npz: {error}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValidationError(f"cannot read '{path}' as .npz: {_why(path, error)}") from error
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Return why NumPy does not read a file; of one in no format of its own it says that pickles are not allowed."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start == b"\x93NUMPY" or start[:2] == b"PK":
+        return str(error).splitlines()[0]
+    return "it is empty" if not start else "it was not written by numpy.save or numpy.savez"
 
 
 def _checked(arrays: Mapping[str, Array], specs: Sequence[InputSpec], source: str) -> Feed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from normfuse import io
 from normfuse.errors import ModelIOError, ValidationError
 
 # Above this a protobuf file would not hold the weights (2 GiB is the format's limit).
@@ -47,15 +49,14 @@ def load(source: Source, role: str) -> Subject:
     if isinstance(source, ir.Model):
         return Subject(role, source, None)
     if isinstance(source, onnx.ModelProto):
-        return Subject(role, ir.from_proto(source), None)
-    path = Path(source)
+        return Subject(role, io.from_proto(source), None)
+    if not isinstance(source, str | os.PathLike):
+        expected = "a path, an onnx.ModelProto or an onnx_ir.Model"
+        raise ModelIOError(f"{role}: a model is {expected}; got {type(source).__name__}")
     try:
-        return Subject(role, ir.load(path), path)
-    except FileNotFoundError as error:
-        raise ModelIOError(f"{role} '{path}' does not exist") from error
-    except Exception as error:
-        # protobuf, onnx and onnx_ir each raise their own types for a broken file.
-        raise ModelIOError(f"{role} '{path}' is not a readable ONNX model: {error}") from error
+        return Subject(role, io.load(source), Path(source))
+    except ModelIOError as error:
+        raise ModelIOError(f"{role}: {error}") from error
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
@@ -71,10 +72,15 @@ def pair_up(reference: ir.Model, candidate: ir.Model) -> None:
     """
     given = [_inputs(model) for model in (reference, candidate)]
     if set(given[0]) != set(given[1]):
-        raise ValidationError(f"the models take different inputs: {_names(given[0])} and {_names(given[1])}")
+        raise ValidationError(
+            f"the models take different inputs: {_names(given[0])} the reference and {_names(given[1])} the candidate"
+        )
     returned = [{value.name or "": value for value in model.graph.outputs} for model in (reference, candidate)]
     if list(returned[0]) != list(returned[1]):
-        raise ValidationError(f"the models return different outputs: {_names(returned[0])} and {_names(returned[1])}")
+        raise ValidationError(
+            f"the models return different outputs: {_names(returned[0])} the reference and {_names(returned[1])} the "
+            "candidate (names and order are a model's interface)"
+        )
     for kind, pair in (("input", given), ("output", returned)):
         for name, value in pair[0].items():
             other = pair[1][name]

@@ -130,6 +130,28 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(b"PK broken")
     with pytest.raises(ValidationError, match="cannot read"):
         read_user_inputs(tmp_path / "broken.npz", SIMPLE)
-    np.save(tmp_path / "plain.npy", A)
-    with pytest.raises(ValidationError, match=r"as \.npz"):
-        read_user_inputs(tmp_path / "plain.npy", SIMPLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b"hello", "as .npz: it was not written by numpy.save or numpy.savez"),
+        ("a.npz", b"", "as .npz: it is empty"),
+        ("a.npz", b"PK\x03\x04 and no more", "as .npz: File is not a zip file"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValidationError) as caught:
+        read_user_inputs(tmp_path / name, SIMPLE)
+    assert str(caught.value) == f"cannot read '{tmp_path / name}' {words}"
+
+
+def test_a_single_array_has_no_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", A)
+    with pytest.raises(ValidationError) as caught:
+        read_user_inputs(tmp_path / "a.npy", SIMPLE)
+    assert str(caught.value) == (
+        f"'{tmp_path / 'a.npy'}' is a single array without a name: give an .npz, or its folder, with a file NAME.npy for "
+        "each input"
+    )

@@ -107,6 +107,36 @@ def test_death_of_the_child(tmp_path: Path, body: str, cause: Cause, words: str)
     assert answers == (Failure(cause, words),)
 
 
+def test_a_real_runtime_dies_in_one_model_and_goes_on_with_the_next(tmp_path: Path) -> None:
+    """onnxruntime 1.32 ends with SIGSEGV on a batch norm in training mode whose last two outputs have no name."""
+    pytest.importorskip("onnxruntime")
+    tensors = {name: np.ones(3, "f") for name in ("s", "b", "m", "v")}
+    node = helper.make_node("BatchNormalization", ["x", *tensors], ["y", "", ""], training_mode=1)
+    shape: list[int | str] = ["N", 3]
+    deadly = model([node], [info("x", "float32", shape)], [info("y", "float32", shape)], tensors)
+    onnx.checker.check_model(deadly, full_check=True)
+    onnx.save(deadly, tmp_path / "deadly.onnx")
+    tasks = [Task(tmp_path / "deadly.onnx", Level.OFF), Task(relu(tmp_path / "relu.onnx"), Level.OFF)]
+    died, ran = run_tasks(tasks, [FEED], CPU)
+    assert isinstance(ran, Results)
+    if isinstance(died, Results):
+        pytest.skip("this onnxruntime runs it")
+    assert (died.cause, died.words[:7]) == (Cause.CRASH, "SIGSEGV")
+
+
+def test_a_real_model_that_does_not_end(tmp_path: Path) -> None:
+    """A loop of 2^62 trips: the child is stopped, and the next model is run."""
+    pytest.importorskip("onnxruntime")
+    body = "(int64 i, bool go, float[N, 3] h) => (bool on, float[N, 3] k) { on = Identity (go)  k = Relu (h) }"
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g (float[N, 3] x) => (float[N, 3] y)
+        <int64 trips = {{4611686018427387904}}, bool go = {{1}}> {{ y = Loop <body = b {body}> (trips, go, x) }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "endless.onnx")
+    tasks = [Task(tmp_path / "endless.onnx", Level.OFF), Task(relu(tmp_path / "relu.onnx"), Level.OFF)]
+    hung, ran = run_tasks(tasks, [FEED], CPU, limits=RuntimeLimits(seconds=10.0))
+    assert hung == Failure(Cause.HANG, "no answer within 10 s")
+    assert isinstance(ran, Results)
+
+
 def test_death_in_the_second_task_leaves_the_first_and_the_third(tmp_path: Path) -> None:
     body = """
 for task in job["tasks"]:

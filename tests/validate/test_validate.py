@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,9 +140,12 @@ def test_swapped_outputs() -> None:
     [
         (
             lambda m: m.graph.output[0].__setattr__("name", "other"),
-            r"return different outputs: \[relu2\] and \[other\]",
+            r"return different outputs: \[relu2\] the reference and \[other\] the candidate",
         ),
-        (lambda m: m.graph.input[0].__setattr__("name", "other"), r"take different inputs: \[x\] and \[other\]"),
+        (
+            lambda m: m.graph.input[0].__setattr__("name", "other"),
+            r"take different inputs: \[x\] the reference and \[other\] the candidate",
+        ),
         (
             lambda m: m.graph.input[0].type.tensor_type.__setattr__("elem_type", 10),
             "input 'x' is float in the reference and float16 in the candidate",
@@ -166,8 +170,27 @@ def test_axis_that_was_free_and_is_fixed() -> None:
 
 
 def test_unreadable_model(tmp_path: object) -> None:
-    with pytest.raises(ModelIOError, match="does not exist"):
+    with pytest.raises(ModelIOError, match=r"reference: .*no such file"):
         validate(f"{tmp_path}/none.onnx", network(blocks()))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "not an ONNX model: it has no graph or no IR version"), (b"hello", "not an ONNX model, or a truncated one")],
+)
+def test_a_file_that_is_no_model(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "x.onnx").write_bytes(content)
+    with pytest.raises(ModelIOError, match=f"candidate: .*x.onnx: {words}"):
+        validate(network(blocks()), tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("role", ["reference", "candidate"])
+def test_an_invalid_model_is_named(role: str) -> None:
+    models = {"reference": network(blocks()), "candidate": folded(blocks())}
+    del models[role].graph.node[-2]
+    with pytest.raises(ModelIOError, match=f"{role}: not a valid ONNX model: .*sorted") as caught:
+        validate(models["reference"], models["candidate"], quick=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_models_are_not_changed() -> None:
