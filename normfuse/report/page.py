@@ -64,15 +64,15 @@ def _summary(report: ValidationReport) -> str:
 
 def _norm_row(norm: Mapping[str, Any], checks: Sequence[Check]) -> dict[str, Any]:
     nodes = set(norm["nodes"])
-    own = [check for check in checks if nodes & set(check.nodes) and check.allowed > 0]
-    worst = max(own, key=lambda check: check.error / check.allowed, default=None)
+    own = [check for check in checks if nodes & set(check.nodes)]
+    worst = max(own, key=lambda check: (check.verdict is Verdict.DIVERGENT, check.share), default=None)
     return {
         "node": norm["nodes"][-1] if norm["nodes"] else "",
         "norm": norm["norm"],
         "spelling": norm["spelling"],
         "plan": norm["plan"],
         "verdict": worst.verdict.value if worst else "",
-        "detail": worst.detail if worst else "unchanged, or judged with its neighbours",
+        "detail": worst.detail.partition(" (nodes ")[0] if worst else "unchanged, or judged with its neighbours",
     }
 
 
@@ -111,7 +111,7 @@ def _plot(curve: Sequence[DepthPoint]) -> dict[str, Any] | None:
 def _bars(check: Check) -> dict[str, Any]:
     candidate, original = check.histogram
     highest = max(*candidate, *original, 1)
-    labels = [f"< {2.0**power:g}" for power in range(-6, 6)] + ["more"]
+    labels = [f"< 1/{2**-power}" if power < 0 else f"< {2**power}" for power in range(-6, 6)] + ["more"]
     rows = [
         (label, f"{100 * ours / highest:.1f}", f"{100 * theirs / highest:.1f}", ours, theirs)
         for label, ours, theirs in zip(labels, candidate, original, strict=True)

@@ -39,6 +39,11 @@ class Check:
     nodes: tuple[str, ...] = ()
     histogram: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def share(self) -> float:
+        """How much of what is allowed the error takes; 0 where there is no number to it."""
+        return self.error / self.allowed if self.allowed > 0 and self.error >= 0 else 0.0
+
 
 def how_local(check: Check) -> tuple[bool, bool]:
     """Return a key for sorting: segments and layers say where, so they come first; single channels come last."""

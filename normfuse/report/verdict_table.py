@@ -77,12 +77,7 @@ def _short(check: Check) -> str:
 
 def _worst(checks: Sequence[Check]) -> Check:
     order = {Verdict.DIVERGENT: 2, Verdict.NOT_RUN: 1, Verdict.EQUIVALENT: 0}
-    return max(checks, key=lambda check: (order[check.verdict], _share(check)))
-
-
-def _share(check: Check) -> float:
-    share = check.error / check.allowed if check.allowed > 0 else 0.0
-    return share if share == share else 0.0
+    return max(checks, key=lambda check: (order[check.verdict], check.share))
 
 
 def _most_telling(rows: Sequence[Row]) -> Sequence[Row]:
@@ -103,7 +98,9 @@ def _leg(leg: Leg, checks: Sequence[Check]) -> list[str | Text]:
         _with_verdict(f"{leg.name}: ", leg.verdict, f" ({count}){': ' + leg.reason if leg.reason else ''}")
     ]
     failed = sorted((check for check in checks if check.verdict is Verdict.DIVERGENT), key=how_local)
-    shown = failed or sorted((check for check in checks if _share(check)), key=_share, reverse=True)[:1]
+    shown = (
+        failed or sorted((check for check in checks if check.share), key=lambda check: check.share, reverse=True)[:1]
+    )
     lines.extend(f"  {check.inputs} · {check.subject}: {check.detail}" for check in shown[:_MOST_FAILED])
     if len(shown) > _MOST_FAILED:
         lines.append(f"  … and {len(shown) - _MOST_FAILED} more")

@@ -232,6 +232,8 @@ def _is_read_unchanged(segment: Segment, shared: Collection[str]) -> bool:
 
 def _fail(segment: Segment, progress: _Progress, checks: tuple[Check, ...], *, is_output: bool, gross: bool) -> None:
     """Accuse the segment, or suspect that its name was used again: see the top of this file."""
+    covered = tuple(label(node) for node in segment.cones[0].nodes)
+    checks = tuple(replace(check, nodes=covered) for check in checks)
     inside = [
         progress.suspects[value.name]
         for node in segment.cones[1].nodes

@@ -137,6 +137,9 @@ def test_page_is_self_contained_and_escaped() -> None:
     assert "b&lt;i&gt;.onnx" in text
     assert "error 8e+03 ulp &amp; &lt;more&gt;" in text
     assert text.index('id="verdict"') < text.index('id="failed"') < text.index('id="norms"') < text.index('id="depth"')
+    assert re.search(
+        r'"plan">fold into /conv</td>\s*<td class="DIVERGENT long" data-name="error">error 8e\+03 ulp', text
+    )
     # Three of the six points lie above 1e-6.
     assert text.count("<circle") == 2
 

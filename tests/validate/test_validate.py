@@ -458,3 +458,12 @@ def test_an_original_without_inputs_that_can_be_made_is_judged_by_its_changed_pa
     assert leg(report, "oracle") == (Verdict.EQUIVALENT, "nothing has changed")
     assert "input 's' has no tensor type" in leg(report, "cpu")[1]
     assert validate(same, other, providers=()).verdict is not Verdict.EQUIVALENT
+
+
+def test_a_segment_that_fails_names_the_nodes_of_the_original() -> None:
+    """The page tells by them which norm is at fault."""
+    changed = list(blocks())
+    changed[1] = replace(changed[1], scale=changed[1].scale * 1.001)
+    report = validate(network(blocks()), folded(tuple(changed)), quick=True, providers=())
+    failed = [check for check in report.checks if check.subject == "segment 'norm1'"]
+    assert [(check.verdict, check.nodes) for check in failed] == [(Verdict.DIVERGENT, ("/conv1", "/norm1"))]
