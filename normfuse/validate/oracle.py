@@ -57,9 +57,12 @@ _MISFITS = (
 
 
 class Oracle:
-    """A model, ready to be evaluated in float64 any number of times. The model given is not changed."""
+    """A model, ready to be evaluated in float64 any number of times. The model given is not changed.
 
-    def __init__(self, model: ir.Model, limits: Limits | None = None) -> None:
+    beside: of another model with much the same weights; those that are equal are held once.
+    """
+
+    def __init__(self, model: ir.Model, limits: Limits | None = None, *, beside: Oracle | None = None) -> None:
         clone = model.clone()
         if clone.functions:
             try:
@@ -83,6 +86,7 @@ class Oracle:
         self._attributes: dict[ir.Node, dict[str, Any]] = {}
         self._constants: dict[ir.Value, Held] = {}
         self._kept = 0
+        self._beside = beside
         self._captured = {node: captured_values(node) for node in self.nodes}
         self._constant_values, self._unperturbed = constant_values(self.graph, self.nodes)
 
@@ -204,13 +208,30 @@ class Oracle:
             raise OracleFailed("", f"value '{value.name}'", "it is neither computed, nor an input, nor an initializer")
         held = self._constants.get(value)
         if held is None:
-            held = Held(widen(tensor.numpy()), tensor.dtype)
+            held = self._held_beside(value.name, tensor) or Held(widen(tensor.numpy()), tensor.dtype)
             if self._kept + held.nbytes < _KEPT_BYTES:
                 self._constants[value] = held
                 self._kept += held.nbytes
         if run.noise is None or not is_float(held.dtype) or value in self._unperturbed:
             return held
         return self._perturbation.shaken(value, held, run.noise)
+
+    def _held_beside(self, name: str | None, tensor: ir.TensorProtocol) -> Held | None:
+        """Return an initializer as the oracle beside this one holds it, where it is the same there, bit by bit."""
+        if self._beside is None or name is None:
+            return None
+        other = self._beside.graph.initializers.get(name)
+        held = None if other is None else self._beside._constants.get(other)
+        if other is None or held is None or other.const_value is None:
+            return None
+        mine, theirs = tensor.numpy(), other.const_value.numpy()
+        is_same = (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape) and mine.tobytes() == theirs.tobytes()
+        return held if is_same else None
+
+    def release(self) -> None:
+        """Let go of the widened initializers; they are made again when they are asked for."""
+        self._constants.clear()
+        self._kept = 0
 
     def apply(self, node: ir.Node, env: dict[ir.Value, Held], run: Run) -> list[Held]:
         """Return the outputs of one node."""

@@ -69,7 +69,8 @@ def run(task: Task, user_inputs: Path | Sequence[Mapping[str, Any]] | None) -> V
         return _without_inputs(task, str(error))
     given = None if user_inputs is None else read_user_inputs(user_inputs, specs)
     try:
-        oracles = Oracle(task.reference.model), Oracle(task.candidate.model)
+        reference = Oracle(task.reference.model)
+        oracles = reference, Oracle(task.candidate.model, beside=reference)
     except OracleCannotRun as error:
         found = [legs.Outcome(Leg("oracle", Verdict.NOT_RUN, str(error)))]
         return _report([*found, *_without_truth(task, _some_feed(specs, given))])

@@ -475,3 +475,25 @@ def test_results_without_a_name_keep_their_place() -> None:
     x = RNG.normal(size=(1, 2, 3, 4))
     found = Oracle(ir.from_proto(onnx.parser.parse_model(text))).run({"q": x})
     close(found["p"].data @ x, found["y"].data)
+
+
+def test_equal_weights_of_two_models_are_held_once_and_let_go() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
+    infos = [info(name, "float32", [2, 3]) for name in "xy"]
+    weights = {"W": np.ones((3, 3), "f"), "b": np.zeros(3, "f")}
+    first = Oracle(ir.from_proto(model(nodes, infos[:1], infos[1:], weights)))
+    negative = {**weights, "b": -np.zeros(3, "f")}
+    other = Oracle(ir.from_proto(model(nodes, infos[:1], infos[1:], negative)), beside=first)
+    feed = {"x": np.ones((2, 3), "f")}
+    results = [oracle.run(feed)["y"].data for oracle in (first, other)]
+    assert [result.tolist() for result in results] == [[[3.0] * 3] * 2] * 2
+
+    def held(oracle: Oracle, name: str) -> Any:
+        value = oracle.graph.initializers[name]
+        return oracle.evaluate({}, [value])[value].data
+
+    assert held(first, "W") is held(other, "W")
+    assert held(first, "b") is not held(other, "b")  # bit by bit: -0 is not 0
+    before = held(first, "W")
+    first.release()
+    assert held(first, "W") is not before
