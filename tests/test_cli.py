@@ -186,6 +186,14 @@ USAGE = [
     (["fuse", "IN", "-o", "nowhere/out.onnx"], "no such folder"),
     (["fuse", "IN", "-o", "OUT", "--skip", "("], "is no regular expression"),
     (["inspect", "missing.onnx"], "missing.onnx: no such file"),
+    (["validate", "IN", "IN", "--html", "."], ".: is a folder; name a file to write"),
+    (["validate", "IN", "IN", "--json", "nowhere/x.json"], "nowhere/x.json: no such folder: nowhere"),
+    (["validate", "IN", "IN", "--report", "IN", "--locate"], "in.onnx: is no report of normfuse fuse: it is not JSON"),
+    (
+        ["validate", "IN", "IN", "--report", "missing.json", "--locate"],
+        "missing.json: cannot be read: No such file or directory",
+    ),
+    (["validate", "IN", "IN", "--inputs", "missing.npz"], "inputs 'missing.npz' do not exist"),
     (["validate", "IN", "missing.onnx"], "candidate: missing.onnx: no such file"),
 ]
 

@@ -94,6 +94,17 @@ def json_beside(path: Path | None, content: object) -> contextlib.AbstractContex
     return text_beside(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def refuse_to_write_nowhere(*outputs: Path | None) -> None:
+    """Refuse a folder, a device, and a file in a folder that is not there: before the work, not after it."""
+    for path in outputs:
+        if path is None:
+            continue
+        if path.exists() and not path.is_file():
+            raise ModelIOError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}; name a file to write")
+        if not path.resolve().parent.is_dir():
+            raise ModelIOError(f"{path}: no such folder: {path.parent}")
+
+
 def write_text(path: Path, text: str) -> None:
     with text_beside(path, text):
         pass
@@ -106,8 +117,7 @@ def text_beside(path: Path | None, text: str) -> Iterator[None]:
         yield
         return
     target = path.resolve()
-    if path.exists() and not path.is_file():
-        raise ModelIOError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}; name a file to write")
+    refuse_to_write_nowhere(path)
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         staged.write_text(text, encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,16 @@ import typer
 
 from normfuse.cli.codes import code_of
 from normfuse.cli.options import Quiet, Verbose
-from normfuse.cli.output import progress, refuse_to_overwrite, say, set_up, show, write_text
+from normfuse.cli.output import (
+    progress,
+    refuse_to_overwrite,
+    refuse_to_write_nowhere,
+    say,
+    set_up,
+    show,
+    warn,
+    write_text,
+)
 from normfuse.errors import ModelIOError
 
 if TYPE_CHECKING:
@@ -54,6 +64,9 @@ def validate(
     for model in (reference, candidate, report, inputs):
         if model is not None:
             refuse_to_overwrite(model, json_file, junit_file, html_file)
+    refuse_to_write_nowhere(json_file, junit_file, html_file)
+    if report is not None and not locate:
+        warn("--report is read for --locate, which was not asked for")
     rewrites: tuple[Rewrite, ...] = ()
     replay = None
     if report is not None:
@@ -70,8 +83,10 @@ def validate(
         quick=quick,
         locate=locate or html_file is not None,
         rewrites=rewrites if locate else (),
-        replay=replay,
+        replay=replay if locate else None,
     )
+    if verdict.location is not None and not locate:  # the page wants the curve, nobody asked where
+        verdict = replace(verdict, location=None if verdict.verdict.value == "EQUIVALENT" else verdict.location)
     if json_file is not None:
         write_text(json_file, json.dumps(schema.validation(verdict), indent=2, ensure_ascii=False) + "\n")
     if junit_file is not None:
@@ -100,5 +115,9 @@ def _read_rewrites(path: Path) -> tuple[tuple[Rewrite, ...], dict[str, object]]:
             for item in content["rewrites"]
         )
         return rewrites, dict(content.get("settings") or {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelIOError(f"{path}: is no report of normfuse fuse ({type(error).__name__}: {error})") from None
+    except OSError as error:
+        raise ModelIOError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError:
+        raise ModelIOError(f"{path}: is no report of normfuse fuse: it is not JSON") from None
+    except (KeyError, TypeError) as error:
+        raise ModelIOError(f"{path}: is no report of normfuse fuse: it has no {error}") from None

@@ -67,7 +67,8 @@ def validate(
     check_arguments(
         reference, candidate, inputs, limits, {"providers": providers, "levels": levels, "libraries": libraries}
     )
-    backends = tuple(parse_backend(name) for name in (("cpu",) if providers is None else providers))
+    named = ("cpu",) if providers is None else providers
+    backends = tuple(dict.fromkeys(parse_backend(name) for name in named))
     chosen = ("all",) if quick else levels
     if libraries is None:
         on_cuda = set(backends) == {parse_backend("cuda")}

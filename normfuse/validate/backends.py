@@ -40,7 +40,9 @@ def parse_backend(text: str | Provider) -> Backend:
         return Backend(text.value, ORT_NAMES[text.value])
     if not isinstance(text, str):
         raise UnsupportedForm(f"unknown provider {text!r}; expected a name, such as 'cpu'")
-    name, _, python = text.partition("@")
+    name, at, python = text.partition("@")
+    if at and not python:
+        raise UnsupportedForm(f"provider '{text}': no Python is named behind the @")
     if python and not Path(python).is_file():
         raise UnsupportedForm(f"provider '{text}': there is no Python at '{python}'")
     if name not in ORT_NAMES and not name.endswith(_SUFFIX):

@@ -44,7 +44,9 @@ def located(
     if not failed:
         return replace(report, curve=curve, location=Location(words="nothing to locate: no leg is divergent"))
     location = Location(tensor=_first_tensor(report, curve))
-    if rewrites and replay is not None:
+    if replay is not None and not rewrites:
+        location = replace(location, words="the fusion report holds no rewrites to look among")
+    elif replay is not None:
         location = _first_rewrite(report, task, rewrites, replay, location)
     return replace(report, curve=curve, location=location)
 

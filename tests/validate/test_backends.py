@@ -37,12 +37,18 @@ def test_names(text: str, provider: str) -> None:
     [
         ("cdua", "unknown provider 'cdua'; did you mean 'cuda'"),
         ("xyz", "unknown provider 'xyz'; known: cpu, cuda, tensorrt"),
+        ("cpu@", "provider 'cpu@': no Python is named behind the @"),
         ("cpu@/no/python", "provider 'cpu@/no/python': there is no Python at '/no/python'"),
     ],
 )
 def test_unknown_names(text: str, words: str) -> None:
     with pytest.raises(UnsupportedForm, match=words):
         parse_backend(text)
+
+
+def test_a_provider_named_twice_is_one_leg() -> None:
+    report = validate(*MODELS, quick=True, providers=("NoSuchExecutionProvider", "NoSuchExecutionProvider"))
+    assert [leg.name for leg in report.legs] == ["oracle", "NoSuchExecutionProvider"]
 
 
 def test_unknown_level() -> None:
