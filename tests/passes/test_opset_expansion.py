@@ -63,6 +63,19 @@ def test_a_body_that_the_opset_cannot_say_is_refused_and_the_model_stays() -> No
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
+def test_inside_a_function_the_body_depends_on_its_calls() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23, "my": 1]> g (float[2,3,4,8] x, float[2,3,6,8] k) => (float[2,3,4,8] y)
+        { y = my.layer (x, k) }
+        <domain: "my", opset_import: ["": 23]> layer (q, k) => (r) { a = Attention <is_causal = 1> (q, k, k)  r = Relu (a) }"""
+    proto = onnx.parser.parse_model(text)
+    model = ir.from_proto(proto)
+    assert convert_opset(model, 18).notes == ("Attention → a: written as its function body",)
+    (function,) = model.functions.values()
+    assert function.opset_imports == {"": 18}
+    assert "Attention" not in {node.op_type for node in function}
+    assert_same(proto, model)
+
+
 def test_bodies_within_bodies() -> None:
     """On onnxruntime: the reference evaluator's logarithm of a softmax is infinite for outliers."""
     text = "g (float[3,5] x) => (float y) { [n] y = SoftmaxCrossEntropyLoss (x, l) }"
@@ -81,6 +94,13 @@ def test_a_body_depends_on_types_that_must_be_known() -> None:
     with pytest.raises(UnsupportedForm, match=r"^Attention at node 'n' has no equivalent at opset 22$"):
         convert_opset(model, 22)
     assert node_types(model) == ["Keys", "Attention"]
+
+
+def test_what_the_file_does_not_state_stays_unstated() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]> g (float[2,3,4,8] x) => (y) { a = Attention (x, x, x)  y = Relu (a) }"""
+    model = ir.from_onnx_text(text)
+    convert_opset(model, 18)
+    assert all(value.type is None and value.shape is None for node in model.graph for value in node.outputs)
 
 
 def test_what_the_body_computes_in_vain_is_left_out() -> None:

@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from normfuse.graph.editing import describe
-from normfuse.graph.reading import has_parameters, is_standard, reads_output, with_subgraphs
+from normfuse.graph.editing import Replacement, describe
+from normfuse.graph.reading import bodies, has_parameters, is_standard, reads_output
 from normfuse.passes.opset.annotations import inferred
 from normfuse.passes.opset.rules import MISSING
 from normfuse.passes.opset.schema import Schema, schema_at, versions
@@ -22,15 +22,16 @@ _DOMAIN = "ai.normfuse.bodies"
 _DEEPEST = 4
 """Bodies within bodies: that of SoftmaxCrossEntropyLoss holds a NegativeLogLikelihoodLoss."""
 
-KEPT = frozenset({"GroupNormalization", "LayerNormalization", "RMSNormalization", "MeanVarianceNormalization"})
+_KEPT = frozenset({"GroupNormalization", "LayerNormalization", "RMSNormalization", "MeanVarianceNormalization"})
 """Norms have emitters of their own, which are more accurate than their bodies."""
 
 
 def expand(model: ir.Model, source: int, target: int) -> tuple[str, ...]:
-    """Replace, in the main graph and its branches, the operators that ``target`` lacks by their bodies, in place.
+    """Replace the operators that ``target`` lacks by their bodies, in place.
 
-    source: the opset of the model, which stays. Returns the names of the nodes that went. What has no body, or one of
-    operators that mean something else at ``source``, stays; the conversion then refuses it.
+    source: the opset of the model, which stays; functions of another opset are left alone. Returns the names of the
+    nodes that went. What has no body, or one of operators that mean something else at ``source``, stays; the conversion
+    then refuses it.
     """
     gone: list[str] = []
     for _ in range(_DEEPEST):
@@ -46,16 +47,16 @@ def _expand_once(model: ir.Model, source: int, target: int) -> list[str]:
     if not nodes:
         return []
     gone: list[str] = []
-    with inferred(model):
+    with inferred(model) as annotations:
         for node in nodes:
             function = _body(node, source, f"{node.op_type}_{len(gone)}")
             if function is not None:
                 gone.append(describe(node))
                 model.functions[function.identifier()] = function
-                _call(node, function, source)
-    before = {node for graph in with_subgraphs(model.graph) for node in graph}
+                annotations.take_back(_call(node, function, source))
+    before = {node for graph, _ in bodies(model) for node in graph}
     common.InlinePass(criteria=lambda function: function.domain == _DOMAIN)(model)
-    for graph in with_subgraphs(model.graph):
+    for graph, _ in bodies(model):
         for node in reversed(list(graph)):
             # A body computes what some of its calls do not need.
             if node not in before and not any(reads_output(node, index) for index in range(len(node.outputs))):
@@ -64,14 +65,15 @@ def _expand_once(model: ir.Model, source: int, target: int) -> list[str]:
 
 
 def expandable(model: ir.Model, source: int, target: int) -> tuple[ir.Node, ...]:
-    """Return the nodes of the main graph and its branches that ``target`` lacks and onnx has a body for."""
+    """Return the nodes that ``target`` lacks and onnx has a body for, where the opset is ``source``."""
     if target >= source:
         return ()
-    return tuple(node for graph in with_subgraphs(model.graph) for node in graph if _lacks(node, source, target))
+    graphs = [graph for graph, opset in bodies(model) if opset == source]
+    return tuple(node for graph in graphs for node in graph if _lacks(node, source, target))
 
 
 def _lacks(node: ir.Node, source: int, target: int) -> bool:
-    if not is_standard(node) or node.op_type in KEPT or node.op_type in MISSING:
+    if not is_standard(node) or node.op_type in _KEPT or node.op_type in MISSING:
         return False
     if schema_at(node.op_type, target) is not None:
         return False
@@ -131,7 +133,7 @@ def _version(op_type: str, opset: int) -> int:
     return max((version for version in versions(op_type) if version <= opset), default=0)
 
 
-def _call(node: ir.Node, function: ir.Function, source: int) -> None:
+def _call(node: ir.Node, function: ir.Function, source: int) -> Replacement:
     """Let a call of ``function`` take the place of ``node``, with every attribute that the body may ask for."""
     graph, schema = node.graph, schema_at(node.op_type, source)
     assert isinstance(graph, ir.Graph)
@@ -149,3 +151,4 @@ def _call(node: ir.Node, function: ir.Function, source: int) -> None:
     graph.insert_before(node, call)
     ir.convenience.replace_all_uses_with(node.outputs, call.outputs, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    return Replacement((node,), (call,), tuple(zip(node.outputs, call.outputs, strict=True)))
