@@ -188,6 +188,7 @@ REFUSALS = [
     (X + "Gelu (x) }", {}, 20, 8, "Gelu at node 'n' has no equivalent at opset 8: Erf, which it is made of, came with opset 9"),
     ("g (float[2,3] x) => (float[6] y) { [n] y = Einsum <equation=\"ij->i\"> (x) }", {}, 12, 11, "Einsum at node 'n' has no equivalent at opset 11"),
     ("g (float[2,3] x, int64[1] a) => (float[m,k] y) { [n] y = ReduceMean (x, a) }", {}, 18, 17, "ReduceMean at node 'n' has no equivalent at opset 17: its axes must be constant; 'a' is an input of the graph"),
+    ("g (float[3] x, float[3] z) => (float[3] y) { [n] y = Mod (x, z) }", {}, 28, 9, "Mod at node 'n' has no equivalent at opset 9: Mod, which it is made of, came with opset 10"),
     (X + "Pad <mode=\"wrap\"> (x, p) }", {"p": ints(0, 0, 1, 1, 0, 0, 1, 1)}, 19, 18, "Pad at node 'n' has no equivalent at opset 18: mode \"wrap\" came with version 19"),
     (X + "AveragePool <kernel_shape=[2,2],dilations=[2,2]> (x) }", {}, 19, 18, "AveragePool at node 'n' has no equivalent at opset 18: its dilations is (2, 2), which version 11 cannot say"),
     ("g (float[1,1,2,4] x) => (float[1,1,a,b] y) { [n] y = MaxPool <kernel_shape=[1,1],strides=[2,2],pads=[0,0,1,0],ceil_mode=1> (x) }", {}, 22, 21, "MaxPool at node 'n' has no equivalent at opset 21: its ceil_mode makes a window of padding only, which versions count differently"),

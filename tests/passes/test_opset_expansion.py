@@ -25,7 +25,6 @@ BODIES: list[tuple[str, str, dict[str, Array], int, tuple[int, ...]]] = [
         "g (float[2,3,4,8] x) => (float[a,b,c,d] y) { [n] y = RotaryEmbedding (x, p, q) }",
         {"p": normal(2, 4, 4), "q": normal(2, 4, 4)}, 23, (22, 17, 11),
     ),
-    ("grid", "g (float[2,2,3] x) => (float[a,b,c,d] y) { [n] y = AffineGrid (x, s) }", {"s": np.asarray([2, 3, 5, 4])}, 20, (19, 17)),
     ("padded", "g (float[4,5,2] x) => (float[a,b,c] y) { [n] y = CenterCropPad <axes=[0,-2]> (x, s) }", {"s": np.asarray([6, 3])}, 18, (17, 13)),
     ("in a branch", "g (float[3,5] x, bool c) => (float y) { y = If (c) <then_branch = t () => (float p) "
      "{ p = NegativeLogLikelihoodLoss (x, l) }, else_branch = e () => (float q) { q = ReduceMax <keepdims=0> (x) }> }",
@@ -45,7 +44,7 @@ def test_the_body_computes_the_same(text: str, arrays: dict[str, Array], source:
     done = convert_opset(model, target)
     assert [note for note in done.notes if note.endswith("written as its function body")]
     names = {node.op_type for node in model.graph.all_nodes()}
-    assert not names & {"Attention", "RotaryEmbedding", "AffineGrid", "CenterCropPad", "NegativeLogLikelihoodLoss"}
+    assert not names & {"Attention", "RotaryEmbedding", "CenterCropPad", "NegativeLogLikelihoodLoss"}
     assert model.opset_imports == {"": target}
     assert not model.functions
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
@@ -86,6 +85,12 @@ def test_bodies_within_bodies() -> None:
     )  # fmt: skip
     feeds = {"x": normal(3, 5)}
     np.testing.assert_allclose(run(model, feeds)[0], run(ir.from_proto(proto), feeds)[0], rtol=1e-6)
+
+
+def test_an_operator_whose_body_is_ill_formed_is_refused() -> None:
+    text = "g (float[2,2,3] x, int64[4] s) => (float[a,b,c,d] y) { [n] y = AffineGrid (x, s) }"
+    with pytest.raises(UnsupportedForm, match=r"^AffineGrid at node 'n' has no equivalent at opset 19$"):
+        convert_opset(ir.from_proto(build(text, {}, opset=20)), 19)
 
 
 def test_a_body_depends_on_types_that_must_be_known() -> None:

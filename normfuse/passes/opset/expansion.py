@@ -1,6 +1,6 @@
 """Operators that the target opset lacks and onnx defines by a function body: the body takes their place.
 
-Attention, RotaryEmbedding, AffineGrid and others are newer than most opsets and are, by definition, a graph of older
+Attention, RotaryEmbedding, CenterCropPad and others are newer than most opsets and are, by definition, a graph of older
 operators. That graph is of the opset of the model, so that every rule here applies to it like to the rest.
 """
 
@@ -24,6 +24,10 @@ _DEEPEST = 4
 
 _KEPT = frozenset({"GroupNormalization", "LayerNormalization", "RMSNormalization", "MeanVarianceNormalization"})
 """Norms have emitters of their own, which are more accurate than their bodies."""
+
+
+_ILL_FORMED = frozenset({"AffineGrid"})
+"""Its body gives Range numbers with an axis, where Range takes none; onnxruntime refuses them."""
 
 
 def expand(model: ir.Model, source: int, target: int) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ def expandable(model: ir.Model, source: int, target: int) -> tuple[ir.Node, ...]
 
 
 def _lacks(node: ir.Node, source: int, target: int) -> bool:
-    if not is_standard(node) or node.op_type in _KEPT or node.op_type in MISSING:
+    if not is_standard(node) or node.op_type in _KEPT | _ILL_FORMED or node.op_type in MISSING:
         return False
     if schema_at(node.op_type, target) is not None:
         return False

@@ -146,8 +146,10 @@ def has_room(node: ir.Node, opset: int) -> bool:
 def check_written(node: ir.Node, opset: int) -> None:
     """Raise NoEquivalent where ``opset`` does not have ``node`` as it is written: a rule's own or a norm's."""
     schema = schema_at(node.op_type, opset)
-    if node.domain != "" or schema is None:
+    if node.domain != "" or not versions(node.op_type):
         return
+    if schema is None:
+        raise NoEquivalent(f"{node.op_type}, which it is made of, came with opset {min(versions(node.op_type))}")
     operation = operation_of(node)
     allowed = {entry.type_param_str: frozenset(entry.allowed_type_strs) for entry in schema.type_constraints}
     try:
