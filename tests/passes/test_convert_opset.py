@@ -111,6 +111,7 @@ CASES: list[tuple[str, str, dict[str, Array], int, int, str]] = [
     ("max-broadcast", "g (float[2,3] x) => (float[2,3] y) { [n] y = Max (x, c) }", {"c": normal(3)}, 8, 7, "Shape Tile Mul Max"),
     ("pow-mixed", "g (float[3] x) => (float[3] y) { [n] y = Pow (x, p) }", {"p": np.asarray(2, I64)}, 13, 9, "Pow"),
     ("gemm", "g (float[2,3] x) => (float[2,4] y) { [n] y = Gemm (x, w) }", {"w": normal(3, 4)}, 13, 9, "Gemm"),
+    ("einsum", "g (float[2,3,4] x) => (float[4,2,3] y) { [n] y = Einsum <equation=\"ijk -> kij\"> (x) }", {}, 12, 8, "Transpose"),
     ("mod", "g (float[2,5] x) => (float[2,5] y) { [n] y = Mod (x, m) }", {"m": np.asarray([1.5, -2.0, 0.3, -0.7, 5.0], np.float32)}, 28, 13, "Mod Less Greater Less Greater And And Or Add Where Where Or IsNaN Or Where"),
     ("dropout-mask", "g (float[2,3] x) => (float[2,3] y, bool[2,3] z) { [n] y, z = Dropout (x) }", {}, 13, 10, "Identity Shape Tile"),
     ("split-computed", "g (float[2,n] x) => (float[a,b] y, float[c,d] z) { [n] y, z = Split <axis=-1,num_outputs=2> (x) }", {}, 18, 17, "Shape Slice Add Div Mul Sub Concat Split"),

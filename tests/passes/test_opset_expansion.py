@@ -20,6 +20,7 @@ ATTENTION = (
 BODIES: list[tuple[str, str, dict[str, Array], int, tuple[int, ...]]] = [
     ("attention", ATTENTION % "", {}, 24, (22, 17, 13, 9)),
     ("causal", ATTENTION % "<is_causal=1,scale=0.3,softcap=2.0>", {}, 23, (22, 13)),
+    ("windowed", ATTENTION % "<left_window_size=2,right_window_size=0>", {}, 25, (24, 23, 17)),
     (
         "rotary",
         "g (float[2,3,4,8] x) => (float[a,b,c,d] y) { [n] y = RotaryEmbedding (x, p, q) }",

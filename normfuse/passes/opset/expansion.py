@@ -13,7 +13,8 @@ import onnx_ir.passes.common as common
 from normfuse.graph.editing import Replacement, describe
 from normfuse.graph.reading import bodies, has_parameters, is_standard, reads_output
 from normfuse.passes.opset.annotations import inferred
-from normfuse.passes.opset.rules import MISSING
+from normfuse.passes.opset.operation import operation_of
+from normfuse.passes.opset.rules import LOWERING, MISSING
 from normfuse.passes.opset.schema import Schema, schema_at, versions
 
 _DOMAIN = "ai.normfuse.bodies"
@@ -69,7 +70,7 @@ def _expand_once(model: ir.Model, source: int, target: int) -> list[str]:
 
 
 def expandable(model: ir.Model, source: int, target: int) -> tuple[ir.Node, ...]:
-    """Return the nodes that ``target`` lacks and onnx has a body for, where the opset is ``source``."""
+    """Return the nodes that ``target`` lacks or cannot say, and onnx has a body for, where the opset is ``source``."""
     if target >= source:
         return ()
     graphs = [graph for graph, opset in bodies(model) if opset == source]
@@ -79,10 +80,26 @@ def expandable(model: ir.Model, source: int, target: int) -> tuple[ir.Node, ...]
 def _lacks(node: ir.Node, source: int, target: int) -> bool:
     if not is_standard(node) or node.op_type in _KEPT | _ILL_FORMED or node.op_type in MISSING:
         return False
-    if schema_at(node.op_type, target) is not None:
+    schema, older = schema_at(node.op_type, source), schema_at(node.op_type, target)
+    if schema is None or not _opsets(schema):
         return False
-    schema = schema_at(node.op_type, source)
-    return schema is not None and bool(_opsets(schema))
+    if older is None:
+        return True
+    has_rule = any(node.op_type == name for name, _ in LOWERING)
+    return schema.since_version > older.since_version and not has_rule and _says_more(node, schema, older)
+
+
+def _says_more(node: ir.Node, schema: Schema, older: Schema) -> bool:
+    """Whether ``node`` has an input or output that ``older`` lacks, or an attribute that says more than its absence."""
+    if len(operation_of(node).inputs) > older.max_input or len(node.outputs) > older.max_output:
+        return True
+    for name, attribute in node.attributes.items():
+        if name in older.attributes or name not in schema.attributes or attribute.is_ref():
+            continue
+        default = onnx.helper.get_attribute_value(schema.attributes[name].default_value)
+        if attribute.value != (default.decode() if isinstance(default, bytes) else default):
+            return True
+    return False
 
 
 def _opsets(schema: Schema) -> set[int]:

@@ -159,6 +159,17 @@ def expand(operation: Operation, context: Context) -> Result:
     return (context.op("Mul", x, filled(shape, np.ones(1), dtype, context)),)
 
 
+def einsum(operation: Operation, context: Context) -> Result:
+    """Transpose, where the equation only orders the axes of one operand anew."""
+    equation = operation.text("equation", "").replace(" ", "")
+    before, arrow, after = equation.partition("->")
+    letters = "".join(sorted(set(before)))
+    after = after if arrow else letters
+    if len(operation.inputs) != 1 or not before.isalpha() or len(letters) != len(before) or sorted(after) != [*letters]:
+        raise NoEquivalent("")
+    return (context.transposed(operation.x(), tuple(before.index(letter) for letter in after)),)
+
+
 def mean_variance_normalization(operation: Operation, context: Context) -> Result:
     """(x − E[x]) / (sqrt(E[(x − E[x])²]) + 1e-9), E over axes 0, 2, 3 by default."""
     x = operation.x()
@@ -191,6 +202,7 @@ MISSING: dict[str, Rule] = {
     "CastLike": cast_like,
     "Celu": celu,
     "ConstantOfShape": constant_of_shape,
+    "Einsum": einsum,
     "Expand": expand,
     "Gelu": gelu,
     "GreaterOrEqual": or_equal,
