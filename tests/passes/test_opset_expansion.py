@@ -94,6 +94,13 @@ def test_an_operator_whose_body_is_ill_formed_is_refused() -> None:
         convert_opset(ir.from_proto(build(text, {}, opset=20)), 19)
 
 
+def test_a_graph_does_not_move_into_a_body() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (seq(float[2]) x) => (seq(float[2]) y)
+        { [n] y = SequenceMap <body = b (float[2] p) => (float[2] q) { q = Relu (p) }> (x) }"""
+    with pytest.raises(UnsupportedForm, match=r"^SequenceMap at node 'n' has no equivalent at opset 16$"):
+        convert_opset(ir.from_onnx_text(text), 16)
+
+
 def test_a_body_depends_on_types_that_must_be_known() -> None:
     text = '<ir_version: 10, opset_import: ["": 23, "my": 1]> g (float[2,3,4,8] x) => (y) { k = my.Keys (x)  [n] y = Attention (x, k, k) }'
     model = ir.from_onnx_text(text)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from normfuse.graph.editing import Replacement, describe
-from normfuse.graph.reading import bodies, has_parameters, is_standard, reads_output
+from normfuse.graph.reading import bodies, has_parameters, is_standard, reads_output, subgraphs
 from normfuse.passes.opset.annotations import inferred
 from normfuse.passes.opset.operation import operation_of
 from normfuse.passes.opset.rules import LOWERING, MISSING
@@ -119,6 +119,8 @@ def _body(node: ir.Node, source: int, name: str) -> ir.Function | None:
     schema = schema_at(node.op_type, source)
     if schema is None or has_parameters(node) or any(output.name == "" for output in node.outputs):
         return None
+    if subgraphs(node):
+        return None  # what SequenceMap's graph captures would be out of the body's reach
     version = max((opset for opset in _opsets(schema) if opset <= source), default=None)
     if version is None:
         return None
