@@ -7,7 +7,7 @@ others, into which norms fold; left in the graph they are computed again with ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,7 @@ def weight_norms(graph: Iterable[ir.Node], constants: Constants) -> list[WeightN
     """Return the norms of the weights of ``graph``, folded or with the reason why not. Changes nothing."""
     outcomes: list[WeightNorm | Declined] = []
     seen: set[ir.Value] = set()
+    computed: set[ir.Value] = set()
     wide = constants.widened()
     for node in graph:
         if not is_linear(node):
@@ -59,8 +60,11 @@ def weight_norms(graph: Iterable[ir.Node], constants: Constants) -> list[WeightN
             if weight is None or root is None or weight in seen or root.graph is not node.graph:
                 continue
             seen.add(weight)
-            nodes = _expression(weight, constants)
-            if nodes is None or not _normalises(nodes):
+            nodes = _expression(weight, constants, computed)
+            if nodes is None:
+                computed.add(weight)
+                continue
+            if not _normalises(nodes):
                 continue
             narrow, exact = constants.array(weight), wide.array(weight)
             if narrow is None or exact is None:
@@ -79,13 +83,19 @@ def weight_norms(graph: Iterable[ir.Node], constants: Constants) -> list[WeightN
     return outcomes
 
 
-def _expression(weight: ir.Value, constants: Constants) -> tuple[ir.Node, ...] | None:
-    """Return the nodes that compute ``weight`` from constants, in the order in which they run; None where others do."""
+def _expression(weight: ir.Value, constants: Constants, computed: Set[ir.Value]) -> tuple[ir.Node, ...] | None:
+    """Return the nodes that compute ``weight`` from constants, in the order in which they run; None where others do.
+
+    computed: values that are known not to be made of constants. One of the operands of a linear operator is the data: its
+    way up ends where that of the operator before it began.
+    """
     found: dict[ir.Node, None] = {}
     pending = [weight]
     while pending:
         value = pending.pop()
         producer = value.producer()
+        if value in computed:
+            return None
         if producer is None:
             if constants.tensor(value) is None:
                 return None

@@ -8,6 +8,8 @@ import onnx_ir as ir
 import pytest
 
 import normfuse
+from normfuse.graph.constants import Constants
+from normfuse.passes.fold_weight_norms import weight_norms
 from tests.folding import BN, assert_same, build, normal, parameters
 
 X, Y = "float[2,3,6,6] x", "float[2,4,6,6] y"
@@ -139,3 +141,29 @@ def test_skip_leaves_it() -> None:
     original = model(SPELLINGS["weight normalization"])
     original.graph.node[1].name = "/weight/Div"
     assert normfuse.fuse(original, skip="weight")[1].rewrites == ()
+
+
+def test_the_way_of_the_data_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many linear operators stand one behind the other."""
+
+    def asked(count: int) -> int:
+        lines = [
+            "h0 = Relu (x)",
+            *(f"c{i} = Conv (h{i}, W)  r{i} = Relu (c{i})  h{i + 1} = Neg (r{i})" for i in range(count)),
+        ]
+        text = f"g (float[2,3,6,6] x) => (float[2,3,6,6] y) {{ {'  '.join(lines)}  y = Identity (h{count}) }}"
+        read = ir.from_proto(build(text, {"W": normal(3, 3, 1, 1)}, opset=11))
+        calls = 0
+
+        def tensor(constants: Constants, value: ir.Value | None) -> ir.TensorProtocol | None:
+            nonlocal calls
+            calls += 1
+            return original(constants, value)
+
+        original = Constants.tensor
+        with monkeypatch.context() as patch:
+            patch.setattr(Constants, "tensor", tensor)
+            assert weight_norms(read.graph, Constants(read)) == []
+        return calls
+
+    assert asked(40) <= 4 * asked(10)
