@@ -107,7 +107,6 @@ CASES = (
         NormSpec(Trailing((-2, -1)), TEN_MICRO, affine=ALONG),
         SEQUENCE,
         along=(32,),
-        reads=False,
     ),
     Case("layer, no affine", NormSpec(Trailing((-1,)), TEN_MICRO), SEQUENCE),
     Case("layer, bias", NormSpec(Trailing((-1,)), TEN_MICRO, affine=replace(ALONG, scale=False)), SEQUENCE),

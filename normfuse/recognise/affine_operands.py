@@ -71,7 +71,7 @@ def affine_of(
 
 def _scale(core: Core, reader: Reader, interior: Set[ir.Node], x: ir.Value) -> Row | str | None:
     if core.scale:
-        return _product(core.scale, core.sign, reader, interior)
+        return _product(core.scale, core.sign, core.axes, reader, interior)
     if core.sign > 0:
         return None
     # μ − x without a γ that could take the sign.
@@ -87,8 +87,8 @@ def _bias(core: Core, reader: Reader, interior: Set[ir.Node]) -> Row | str | Non
     if not core.bias:
         return None
     if len(core.bias) == 1:
-        return _product(*core.bias[0], reader, interior)
-    rows = [_product(factors, coefficient, reader, interior) for factors, coefficient in core.bias]
+        return _product(*core.bias[0], core.axes, reader, interior)
+    rows = [_product(factors, coefficient, core.axes, reader, interior) for factors, coefficient in core.bias]
     arrays = [row.array for row in rows if isinstance(row, Row) and row.array is not None]
     if len(arrays) != len(rows):
         return "its biases are not all constant"
@@ -96,8 +96,11 @@ def _bias(core: Core, reader: Reader, interior: Set[ir.Node]) -> Row | str | Non
     return Row("bias", total.shape, None, total.astype(arrays[0].dtype))
 
 
-def _product(factors: Factors, coefficient: float, reader: Reader, interior: Set[ir.Node]) -> Row | str:
-    """Return ``coefficient · Π parameter^exponent``: the parameter itself where it stands alone."""
+def _product(factors: Factors, coefficient: float, axes: Axes, reader: Reader, interior: Set[ir.Node]) -> Row | str:
+    """Return ``coefficient · Π parameter^exponent``: the parameter itself where it stands alone.
+
+    Its array is not read where it can only be the operand as it is: a vector of a norm over one axis.
+    """
     values = list(reader.table)
     parameters = [(values[reader.parameter_index(base)], exponent) for base, exponent in factors]
     value, exponent = parameters[0]
@@ -107,7 +110,8 @@ def _product(factors: Factors, coefficient: float, reader: Reader, interior: Set
         if shape is None:
             return f"the shape of '{value.name}' is unknown"
         if value.producer() not in interior:
-            return Row(name, shape, value, reader.parameters.array(value) if len(shape) > 1 else None)
+            reshapes = len(shape) > 1 or len(axes) > 1
+            return Row(name, shape, value, reader.parameters.array(value) if reshapes else None)
     arrays = []
     for each, _ in parameters:
         array = reader.table[each]

@@ -272,3 +272,25 @@ def test_a_vector_has_neither_samples_nor_channels(axes: str, statistics: Traili
         )
     )
     assert (site.spec.statistics, site.spec.affine.scale) == (statistics, True)
+
+
+def test_a_vector_along_one_of_two_normalised_axes_is_written_out() -> None:
+    """LayerNormalization takes a scale of exactly the normalised shape."""
+    model = model_of(
+        HEAD
+        + """g (float[2, 3, 4] x) => (float[2, 3, 4] y) <float e = {0.001}, float[4] w = {1,2,3,4}, float[3,1] b = {5,6,7}> {
+          m = ReduceMean <axes = [1, 2]> (x)
+          d = Sub (x, m)
+          q = Mul (d, d)
+          v = ReduceMean <axes = [1, 2]> (q)
+          s = Add (v, e)
+          r = Sqrt (s)
+          n = Div (d, r)
+          t = Mul (n, w)
+          y = Add (t, b) }"""
+    )
+    site = the_site(model)
+    assert (site.spec.statistics, site.output.name) == (Trailing((-2, -1)), "y")
+    arrays = operands(model, site)
+    np.testing.assert_array_equal(arrays["scale"], np.broadcast_to([1, 2, 3, 4], (3, 4)))
+    np.testing.assert_array_equal(arrays["bias"], np.broadcast_to([[5], [6], [7]], (3, 4)))
