@@ -38,7 +38,7 @@ def is_fusible(site: NormSite, opset: int) -> bool:
     if not spec.centred:
         return operands.bias is None and wide_type(site) == ir.DataType.FLOAT
     exact = own == output_type(site) == wide_type(site) == ir.DataType.FLOAT
-    return exact and operands.bias is not None and not is_op(operands.x.producer(), "Cast")
+    return exact and operands.bias is not None and not _is_cast(operands.x)
 
 
 def is_fused(site: NormSite) -> bool:
@@ -51,6 +51,14 @@ def is_fused(site: NormSite) -> bool:
 def emit_fusible(site: NormSite, reading: Reading, opset: int) -> Replacement | Declined:
     """Write ``site``, of which :func:`is_fusible` holds, in the operators that are fused."""
     return emit_primitive(site, reading, opset, squares_by_power=True)
+
+
+def _is_cast(x: ir.Value) -> bool:
+    """Whether a Cast made x; onnxruntime takes Identity and Dropout away before it fuses."""
+    node = x.producer()
+    while node is not None and is_op(node, "Identity", "Dropout") and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return is_op(node, "Cast")
 
 
 def _is_vector(value: ir.Value) -> bool:
