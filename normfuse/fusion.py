@@ -19,6 +19,7 @@ from normfuse.passes.fold_batchnorm import Fold, fold_backward, fold_forward
 from normfuse.passes.fold_norm_affine import fold_norm_affine
 from normfuse.passes.fold_quantized import fold_quantized
 from normfuse.passes.fold_weight_norms import WeightNorm, weight_norms
+from normfuse.passes.join_layouts import join_layouts
 from normfuse.passes.lower_norms import current_sites, lower_norms
 from normfuse.passes.merge_branches import Merge, merge_branches
 from normfuse.passes.move_affine import move_norms
@@ -80,6 +81,7 @@ def fuse_graph(
         _merge(graph, norms, reading, editor, ledger)
         _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
         moved = _move(graph, _staying(norms), reading, editor, ledger)
+        moved |= _join_layouts(graph, norms, reading, editor, ledger)
     sites = [site for site in _staying(norms).values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
     if ledger.options.fold_norm_affine:
         _fold_affines(graph, sites, target, reading(), editor, ledger)
@@ -102,6 +104,29 @@ def _drop_neutral(graph: ir.Graph, leave: Set[ir.Node], reading: Reading, editor
         ledger.rewrites.append(Rewrite(identifier, "drop-neutral", removed, (), ""))
         dropped = True
     return dropped
+
+
+def _join_layouts(
+    graph: ir.Graph, norms: Norms, reading: Callable[[], Reading], editor: Editor, ledger: Ledger
+) -> bool:
+    """Join pairs of Reshapes and of Transposes that belong to no norm, until there are none; return whether there were."""
+    leave = set(nodes_of(tuple(_staying(norms).values())))
+    joined = False
+    while True:
+        joints = join_layouts(graph, leave, reading())
+        if not joints:
+            return joined
+        for joint in joints:
+            last = joint.nodes[1]
+            ledger.name([last])
+            identifier = ledger.identify("join-layouts", last)
+            if not ledger.wants(identifier, joint.nodes):
+                leave.update(joint.nodes)
+                continue
+            removed = tuple(describe(node) for node in joint.nodes)
+            added = tuple(describe(node) for node in joint.carry_out(editor))
+            ledger.rewrites.append(Rewrite(identifier, "join-layouts", removed, added, ""))
+            joined = True
 
 
 def _move(

@@ -3,6 +3,7 @@
     python tools/real_models.py                   builds an environment in build/real-models, runs there
     python tools/real_models.py --here resnet     runs in this environment, the models whose name contains "resnet"
     python tools/real_models.py --opset 18 --form standard custom ort primitive
+    python tools/real_models.py --reasons dense   why norms stay, counted, instead of the table
 
 The architectures are those of tools/architectures.py. Every norm gets random statistics that are not 0 and 1, every bias
 of zeros other values. For each model: norms before and after, nodes, the worst error as a share of what its budget allows,
@@ -116,6 +117,22 @@ def rows(build: Callable[[], Built], forms: list[str], opset: int | None) -> Ite
         ]
 
 
+def reasons(build: Callable[[], Built]) -> Iterator[str]:
+    """Export one model and fuse it; say how many of its batch norms are absorbed, and count why the others are not."""
+    import re
+    from collections import Counter
+
+    import normfuse
+
+    original = exported(build)
+    _, report = normfuse.fuse(original)
+    plans = [record.plan for record in report.norms if record.norm == "batch"]
+    yield f"{build.__name__}: {len(plans) - plans.count('keep')} of {len(plans)} batch norms are absorbed"
+    counts = Counter(re.sub(r" '[^']*'", "", record.reason) for record in report.declined)
+    for reason, count in counts.most_common():
+        yield f"  {count} × {reason}"
+
+
 def build_environment(folder: Path) -> Path:
     """Make a virtual environment with the libraries; return its Python."""
     python = folder / "bin" / "python"
@@ -128,9 +145,13 @@ def build_environment(folder: Path) -> Path:
     return python
 
 
-def run(names: list[str], forms: list[str], opset: int | None) -> int:
-    """Print the table; return 1 if any model is not equivalent."""
+def run(names: list[str], forms: list[str], opset: int | None, *, why: bool) -> int:
+    """Print the table, or the reasons; return 1 if any model is not equivalent."""
     warnings.simplefilter("ignore")
+    if why:
+        chosen = [build for build in MODELS if not names or any(name in build.__name__ for name in names)]
+        print("\n".join(line for build in chosen for line in reasons(build)))
+        return 0
     print(
         "| model | form | norms before | after | of several operators | nodes | worst error / allowed | verdict "
         "| export/fuse/validate s | peak GB |"
@@ -154,17 +175,19 @@ def main() -> None:
     """Parse the command line and run, in an environment of its own unless told otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="run only models whose name contains one of these")
+    parser.add_argument("--reasons", action="store_true", help="count why batch norms stay")
     parser.add_argument("--here", action="store_true", help="run in this environment")
     parser.add_argument("--form", nargs="+", default=["auto"])
     parser.add_argument("--opset", type=int, help="the opset of the export")
     parser.add_argument("--environment", type=Path, default=ROOT / "build" / "real-models")
     arguments = parser.parse_args()
     if arguments.here:
-        sys.exit(run(arguments.names, arguments.form, arguments.opset))
+        sys.exit(run(arguments.names, arguments.form, arguments.opset, why=arguments.reasons))
     python = build_environment(arguments.environment)
     with tempfile.TemporaryDirectory() as folder:
         command = [str(python), str(Path(__file__).resolve()), *arguments.names, "--here", "--form", *arguments.form]
         command += ["--opset", str(arguments.opset)] if arguments.opset else []
+        command += ["--reasons"] if arguments.reasons else []
         sys.exit(subprocess.run(command, cwd=folder, check=False).returncode)
 
 

@@ -51,6 +51,7 @@ def fusion_report(report: FusionReport) -> Blocks:
         "move-batchnorm": "move of batch norms",
         "move-affine": "move of constant factors and terms",
         "drop-neutral": "removal of arithmetic that changes nothing",
+        "join-layouts": "join of Reshapes and Transposes",
         "fold-weight-norm": "fold of weight norms",
         "merge-branches": "merge of branches",
         "fold-norm-affine": "fold of scale and bias",
