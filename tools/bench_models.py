@@ -2,9 +2,9 @@
 
     python tools/bench_models.py [--rounds N] [--only TEXT] [--opset N]
 
-Models of diffusers, transformers and monai with random weights, exported by normfuse, one thread. Both sessions run in
-turn, by processor time; printed is the median of their ratio within a round with its 95 % interval (by ranks), and the
-largest difference of the results. Needs onnxruntime, torch and those packages.
+Models of diffusers, transformers and monai, and two samples of this checkout, with random weights, exported by normfuse, one
+thread. Both sessions run in turn, by processor time; printed is the median of their ratio within a round with its 95 %
+interval (by ranks), and the largest difference of the results. Needs onnxruntime, torch and those packages.
 """
 
 from __future__ import annotations
@@ -85,20 +85,44 @@ def convnext() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return First(ConvNextModel(config)), (torch.randn(1, 3, 128, 128),)
 
 
+def lstm() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """The sample LSTM with layer norm: small tensors, and a batch that is not known beforehand."""
+    from models.lstm import example_inputs, lstm
+
+    return lstm(), example_inputs()
+
+
+def style_transfer() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """The sample style transfer network: instance norms."""
+    from models.style_transfer import SAMPLES
+
+    return SAMPLES[0].factory(), SAMPLES[0].example_inputs()
+
+
+DYNAMIC = {"sample LSTM, dynamic batch": {"input_0": {0: "batch"}}}
+"""Axes of no known size, by model and input."""
+
 MODELS: dict[str, Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]]] = {
     "diffusers UNet2DModel": unet,
     "diffusers AutoencoderKL": autoencoder,
     "monai SegResNet": segresnet,
     "transformers Bert": bert,
     "transformers ConvNeXt": convnext,
+    "sample LSTM, dynamic batch": lstm,
+    "sample style transfer": style_transfer,
 }
 
 
-def seconds(session: Any, feeds: dict[str, Any]) -> float:
-    """Return the processor time of one run."""
+LEAST = 2e-3
+"""Seconds that one timing lasts at least."""
+
+
+def seconds(session: Any, feeds: dict[str, Any], runs: int = 1) -> float:
+    """Return the processor time of one of ``runs`` runs."""
     start = time.process_time()
-    session.run(None, feeds)
-    return time.process_time() - start
+    for _ in range(runs):
+        session.run(None, feeds)
+    return (time.process_time() - start) / runs
 
 
 def options() -> Any:
@@ -117,12 +141,12 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[low], ordered[high]
 
 
-def compare(make: Callable[[], Any], rounds: int, opset: int, folder: Path) -> str:
+def compare(name: str, rounds: int, opset: int, folder: Path) -> str:
     """Return the row of one model, its first cell aside."""
     torch.manual_seed(0)
-    module, inputs = make()
+    module, inputs = MODELS[name]()
     names = [f"input_{index}" for index in range(len(inputs))]
-    model = normfuse.export(module.eval(), inputs, input_names=names, opset=opset)
+    model = normfuse.export(module.eval(), inputs, input_names=names, opset=opset, dynamic=DYNAMIC.get(name))
     fused, report = normfuse.fuse(model)
     paths = folder / "plain.onnx", folder / "fused.onnx"
     for each, path in zip((model, fused), paths, strict=True):
@@ -132,11 +156,12 @@ def compare(make: Callable[[], Any], rounds: int, opset: int, folder: Path) -> s
     feeds = {item.name: value.numpy() for item, value in zip(plain.get_inputs(), inputs, strict=True)}
     pairs = zip(plain.run(None, feeds), ours.run(None, feeds), strict=True)
     error = max(float(np.max(np.abs(a - b)) / np.max(np.abs(a))) for a, b in pairs)
-    times = [(seconds(plain, feeds), seconds(ours, feeds)) for _ in range(rounds + 3)][3:]
+    runs = max(1, math.ceil(LEAST / max(1e-6, seconds(plain, feeds))))
+    times = [(seconds(plain, feeds, runs), seconds(ours, feeds, runs)) for _ in range(rounds + 3)][3:]
     ratio = interval([before / after for before, after in times])
     before, after = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
     faster = "{:.3f} ({:.3f}-{:.3f})".format(*ratio)
-    return f"{before:.1f} ms | {after:.1f} ms | {faster} | {len(report.rewrites)} | {error:.1e}"
+    return f"{before:.3g} ms | {after:.3g} ms | {faster} | {len(report.rewrites)} | {error:.1e}"
 
 
 def main() -> None:
@@ -153,10 +178,10 @@ def main() -> None:
     print(
         "| model | onnxruntime | normfuse | faster by (95 % interval) | rewrites | difference |\n|---|---|---|---|---|---|"
     )
-    for name, make in MODELS.items():
+    for name in MODELS:
         if arguments.only in name:
             with tempfile.TemporaryDirectory() as folder:
-                print(f"| {name} | {compare(make, arguments.rounds, arguments.opset, Path(folder))} |", flush=True)
+                print(f"| {name} | {compare(name, arguments.rounds, arguments.opset, Path(folder))} |", flush=True)
 
 
 if __name__ == "__main__":

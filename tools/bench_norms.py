@@ -1,12 +1,13 @@
 """Measure the native norm operators beside onnxruntime's own operators, torch eager and a copy of the tensor.
 
-    python tools/bench_norms.py [--rounds N] [--repeat N] [--only TEXT] [--json FILE]
+    python tools/bench_norms.py [--rounds N] [--repeat N] [--threads N] [--only TEXT] [--json FILE]
 
-One process, one thread, float32. In each round every method is timed once, in turn, by processor time, so that what else
-the machine does hits all of them alike; calls are repeated until a timing has at least two milliseconds. Printed is the
-median over the rounds of the ratio within a round, with its 5th and 95th percentile. Tensors are bound beforehand, outputs
-included; torch allocates its results, as it does in use. ``--repeat`` measures the whole table several times and prints
-the median of the medians with the lowest and highest. Needs onnxruntime, torch and the native library.
+One process, float32. In each round every method is timed once, in turn, so that what else the machine does hits all of them
+alike: on one thread by processor time, on several by the clock; calls are repeated until a timing has at least two
+milliseconds. Printed is the median over the rounds of the ratio within a round, with its 5th and 95th percentile. Tensors are
+bound beforehand, outputs included; torch allocates its results, as it does in use. ``--repeat`` measures the whole table
+several times and prints the median of the medians with the lowest and highest. Needs onnxruntime, torch and the native
+library.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from normfuse.runtime.library import find_library
 
 LEAST = 2e-3
 """Seconds that one timing lasts at least."""
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def runner(nodes: list[Any], tensors: dict[str, torch.Tensor]) -> Callable[[], t
         helper.make_graph(nodes, "bench", values[:-1], values[-1:], stored), opset_imports=opsets, ir_version=10
     )
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = THREADS
     options.log_severity_level = 4
     options.register_custom_ops_library(str(find_library().path))
     session = ort.InferenceSession(
@@ -142,11 +144,12 @@ def runner(nodes: list[Any], tensors: dict[str, torch.Tensor]) -> Callable[[], t
 
 
 def seconds(call: Callable[[], Any], calls: int) -> float:
-    """Return the seconds of processor time of one of ``calls`` calls."""
-    start = time.process_time()
+    """Return the seconds of one of ``calls`` calls."""
+    clock = time.process_time if THREADS == 1 else time.perf_counter
+    start = clock()
     for _ in range(calls):
         call()
-    return (time.process_time() - start) / calls
+    return (clock() - start) / calls
 
 
 def measure(case: Case, rounds: int) -> dict[str, list[float]]:
@@ -202,17 +205,22 @@ def merged(columns: list[dict[str, tuple[float, float, float]]]) -> dict[str, tu
 
 def main() -> None:
     """Measure and print the table."""
+    global THREADS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="measure only the cases whose name holds this")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    THREADS = arguments.threads
+    torch.set_num_threads(THREADS)
     library = find_library()
     if not library.is_usable:
         raise SystemExit(f"the native library: {library.problem}")
-    print(f"onnxruntime {ort.__version__}, torch {torch.__version__}, {library.instruction_set}, one thread, float32\n")
+    print(
+        f"onnxruntime {ort.__version__}, torch {torch.__version__}, {library.instruction_set}, threads: {THREADS}, float32\n"
+    )
     cases = [case for case in CASES if arguments.only in case.name]
     runs: dict[str, list[dict[str, tuple[float, float, float]]]] = {case.name: [] for case in cases}
     with torch.inference_mode():
