@@ -189,6 +189,7 @@ REFUSALS = [
     (X + "Gelu (x) }", {}, 20, 8, "Gelu at node 'n' has no equivalent at opset 8: Erf, which it is made of, came with opset 9"),
     ("g (float[2,3] x) => (float[6] y) { [n] y = Einsum <equation=\"ij->i\"> (x) }", {}, 12, 11, "Einsum at node 'n' has no equivalent at opset 11"),
     ("g (float[2,3] x, int64[1] a) => (float[m,k] y) { [n] y = ReduceMean (x, a) }", {}, 18, 17, "ReduceMean at node 'n' has no equivalent at opset 17: its axes must be constant; 'a' is an input of the graph"),
+    ("g (float[5] x) => (float[a] y) { [n] y, b, c, d = Split <num_outputs=4> (x) }", {}, 18, 12, "Split at node 'n' has no equivalent at opset 12: its parts are of sizes [2, 2, 2, -1]"),
     ("g (float[3] x, float[3] z) => (float[3] y) { [n] y = Mod (x, z) }", {}, 28, 9, "Mod at node 'n' has no equivalent at opset 9: Mod, which it is made of, came with opset 10"),
     (X + "Pad <mode=\"wrap\"> (x, p) }", {"p": ints(0, 0, 1, 1, 0, 0, 1, 1)}, 19, 18, "Pad at node 'n' has no equivalent at opset 18: mode \"wrap\" came with version 19"),
     (X + "AveragePool <kernel_shape=[2,2],dilations=[2,2]> (x) }", {}, 19, 18, "AveragePool at node 'n' has no equivalent at opset 18: its dilations is (2, 2), which version 11 cannot say"),

@@ -48,7 +48,11 @@ def split_13_down(operation: Operation, context: Context) -> Result:
     sizes = operation.operand(1)
     if sizes is None:
         return operation
-    return operation.reading(operation.x()).having(split=context.known_integers(sizes, "split"))
+    entries = context.known_integers(sizes, "split")
+    if min(entries, default=0) < 0:
+        # In a branch that never runs, as an input; as an attribute onnxruntime refuses the whole model.
+        raise NoEquivalent(f"its parts are of sizes {list(entries)}")
+    return operation.reading(operation.x()).having(split=entries)
 
 
 def split_18_up(operation: Operation, context: Context) -> Result:
