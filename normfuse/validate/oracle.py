@@ -229,7 +229,8 @@ class Oracle:
         return held if is_same else None
 
     def release(self) -> None:
-        """Let go of the widened initializers; they are made again when they are asked for."""
+        """Let go of the widened initializers, and of the shaken ones; they are made again when they are asked for."""
+        self._perturbation.release()
         self._constants.clear()
         self._kept = 0
 

@@ -41,6 +41,12 @@ class Perturbation:
         """Drop the deviations that perturbed runs have collected: they belong to one set of inputs."""
         self._deviations.clear()
 
+    def release(self) -> None:
+        """Drop everything that is kept."""
+        self._deviations.clear()
+        self._shaken.clear()
+        self._kept = 0
+
     def shaken(self, value: ir.Value, held: Held, noise: Noise) -> Held:
         """Return the constant ``value``, which is ``held``, times 1 + u·U(−1, 1)."""
         known = self._shaken.get((value, noise))

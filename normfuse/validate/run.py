@@ -85,6 +85,8 @@ def run(task: Task, user_inputs: Path | Sequence[Mapping[str, Any]] | None) -> V
         return _report([outcome, *_without_truth(task, family)])
     cut, why = cut_truths((task.reference.model, task.candidate.model), oracles, truths)
     oracle_leg = _oracle_leg(task, oracles, truths, cut)
+    for oracle in (*oracles, *(() if cut is None else cut.oracles)):
+        oracle.release()  # the runtimes need the memory
     outcomes, differences = _provider_legs(task, truths, oracles[0].graph.outputs, cut)
     report = _report([oracle_leg, *outcomes], [*why, *notes, *differences])
     return replace(report, failing=_failing(report, truths))

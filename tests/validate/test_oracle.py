@@ -494,6 +494,13 @@ def test_equal_weights_of_two_models_are_held_once_and_let_go() -> None:
 
     assert held(first, "W") is held(other, "W")
     assert held(first, "b") is not held(other, "b")  # bit by bit: -0 is not 0
-    before = held(first, "W")
+    before = held(first, "W"), first.run(feed, noise=Noise(0))["y"].data
+    weight = first.graph.initializers["W"]
+    shaken = first.evaluate({}, [weight], noise=Noise(0))[weight].data
+    assert first.evaluate({}, [weight], noise=Noise(0))[weight].data is shaken
     first.release()
-    assert held(first, "W") is not before
+    assert held(first, "W") is not before[0]
+    again = first.evaluate({}, [weight], noise=Noise(0))[weight].data
+    assert again is not shaken
+    np.testing.assert_array_equal(again, shaken)
+    np.testing.assert_array_equal(first.run(feed, noise=Noise(0))["y"].data, before[1])
