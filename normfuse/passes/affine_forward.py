@@ -7,6 +7,7 @@ own outputs by its rule. One that can do none of these ends the whole plan.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -15,8 +16,10 @@ from normfuse.graph.editing import describe
 from normfuse.graph.reading import has_parameters, is_op, is_standard
 from normfuse.graph.site import Declined
 from normfuse.passes.affine_own import own_map
+from normfuse.passes.affine_passing import Passed
 from normfuse.passes.affine_plan import DEEPEST, MOST_VISITS, Ground, Plan, half_strained, is_annotated, name, once
 from normfuse.passes.affine_rules import RULES
+from normfuse.passes.cancellation import Products, energy_of
 from normfuse.passes.linear_inputs import absorb_input
 from normfuse.passes.spread import Spread
 from normfuse.recognise.affine_chain import is_linear
@@ -25,10 +28,34 @@ _GROWS = frozenset({"Concat", "Resize", "Upsample", "Pad", "Gather", "Add", "Sub
 """Operators whose output may have more elements than one input."""
 
 
+_IN_PLACE = frozenset({"Identity", "Dropout", "Cast", "MaxPool", "AveragePool", "GlobalAveragePool", "Pad", "Resize"})
+"""Operators behind which the channels lie where they lay."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What the map has passed: operators that make more of less (grown); averages over so many elements; only operators
+    that leave the channels in place; how many."""
+
+    grown: bool = False
+    averaged: float = 1.0
+    in_place: bool = True
+    depth: int = 0
+
+    def past(self, node: ir.Node, passed: Passed) -> _Way:
+        """Return the way with one more operator."""
+        return _Way(
+            self.grown or node.op_type in _GROWS,
+            self.averaged * passed.averages,
+            self.in_place and node.op_type in _IN_PLACE,
+            self.depth + 1,
+        )
+
+
 def plan_forward(value: ir.Value, f: Spread, at: ir.Node, ground: Ground) -> Plan | Declined:
     """Return how everything that reads ``value``, the result of ``at``, can read what was before f."""
     try:
-        return once(_Forward(ground).unmake(value, f, at, grown=False, depth=0), at)
+        return once(_Forward(ground).unmake(value, f, at, _Way()), at)
     except _Stop as stop:
         return stop.declined
 
@@ -48,8 +75,8 @@ class _Forward:
         self._ground = ground
         self._visits = 0
 
-    def unmake(self, value: ir.Value, f: Spread, at: ir.Node, *, grown: bool, depth: int) -> Plan:
-        """Plan every reader of ``value``. grown: the map has passed an operator that makes more of less."""
+    def unmake(self, value: ir.Value, f: Spread, at: ir.Node, way: _Way) -> Plan:
+        """Plan every reader of ``value``."""
         what = f"the result of {name(at)}"
         if value.is_graph_output():
             raise _Stop(Declined(f"{what} is a graph output", at))
@@ -61,22 +88,22 @@ class _Forward:
         plan = Plan()
         for reader in readers:
             self._visits += 1
-            if self._visits > MOST_VISITS or depth > DEEPEST:
+            if self._visits > MOST_VISITS or way.depth > DEEPEST:
                 raise _Stop(Declined("more operators lie on its way than are looked at", at))
             if reader.graph is not at.graph:
                 raise _Stop(Declined(f"{what} is captured by a subgraph, at '{describe(reader)}'", at))
             if reader in self._ground.claimed:
                 raise _Stop(Declined(f"{name(reader)} is part of another norm or change", reader))
-            plan += self._through(reader, value, f, grown=grown, depth=depth)
+            plan += self._through(reader, value, f, way)
         return plan
 
-    def _through(self, node: ir.Node, value: ir.Value, f: Spread, *, grown: bool, depth: int) -> Plan:
+    def _through(self, node: ir.Node, value: ir.Value, f: Spread, way: _Way) -> Plan:
         places = [index for index, operand in enumerate(node.inputs) if operand is value]
         if len(places) != 1:
             raise _Stop(Declined(f"{name(node)} reads '{value.name}' twice", node))
         (index,) = places
         if is_linear(node):
-            return self._into_linear(node, index, f, grown=grown)
+            return self._into_linear(node, index, f, way)
         own = own_map(node, self._ground)
         if isinstance(own, tuple):
             at, g = own
@@ -85,9 +112,11 @@ class _Forward:
             composed = g.after(f)
             if composed.is_identity:
                 raise _Stop(Declined(f"{name(node)} undoes it", node))
-            return Plan(gone=((node, index),)) + self._further(node, ((0, composed),), grown, depth)
+            return Plan(gone=((node, index),)) + self._further(
+                node, ((0, composed),), replace(way, in_place=False, depth=way.depth + 1)
+            )
         if is_op(node, "Add", "Sub"):
-            return self._through_sum(node, index, f, depth=depth)
+            return self._through_sum(node, index, f, way)
         rule = RULES.get(node.op_type) if is_standard(node) else None
         if rule is None or has_parameters(node):
             raise _Stop(own if isinstance(own, Declined) else Declined(f"no affine map passes {name(node)}", node))
@@ -100,21 +129,23 @@ class _Forward:
             constants=tuple((node, place, array) for place, array in passed.constants),
             through=(node,),
             strained=(node,) if passed.combines else (),
-            averages=passed.averages,
         )
-        return here + self._further(node, passed.maps, grown or node.op_type in _GROWS, depth)
+        return here + self._further(node, passed.maps, way.past(node, passed))
 
-    def _into_linear(self, node: ir.Node, index: int, f: Spread, *, grown: bool) -> Plan:
+    def _into_linear(self, node: ir.Node, index: int, f: Spread, way: _Way) -> Plan:
         found = absorb_input(node, index, f, self._ground.reading)
         if isinstance(found, Declined):
             raise _Stop(found)
-        if found.adds and (grown or found.channels > max(f.scale.size, f.shift.size)):
+        if found.adds and (way.grown or found.channels > max(f.scale.size, f.shift.size)):
             raise _Stop(Declined(f"{name(node)} would need an Add of more elements than the norm has", node))
-        return Plan(linears=((node, found.rebuild),), adds=found.adds) + half_strained(
+        linear = found.linear
+        energy = energy_of(linear.weight, node) if way.in_place and linear.weight_at == 1 else None
+        products = () if f.is_linear else (Products(linear.length, way.averaged, energy),)
+        return Plan(linears=((node, found.rebuild),), adds=found.adds, products=products) + half_strained(
             node, found.dtype, found.adds, found.moved
         )
 
-    def _through_sum(self, node: ir.Node, index: int, f: Spread, *, depth: int) -> Plan:
+    def _through_sum(self, node: ir.Node, index: int, f: Spread, way: _Way) -> Plan:
         """Add, Sub: a shift passes, a scale would have to be taken from the other operand."""
         if has_parameters(node) or self._ground.reading.opset < 7:
             raise _Stop(Declined(f"no affine map passes {name(node)}", node))
@@ -126,14 +157,15 @@ class _Forward:
         sign = -1.0 if node.op_type == "Sub" and index == 1 else 1.0
         shift = (sign * f.shift).reshape((1,) * (rank - f.rank) + f.shift.shape)
         moved = Spread(np.ones((1,) * rank), shift)
-        return Plan(through=(node,), strained=(node,)) + self._further(node, ((0, moved),), True, depth)
+        further = replace(way, grown=True, in_place=False, depth=way.depth + 1)
+        return Plan(through=(node,), strained=(node,)) + self._further(node, ((0, moved),), further)
 
-    def _further(self, node: ir.Node, maps: Iterable[tuple[int, Spread]], grown: bool, depth: int) -> Plan:
+    def _further(self, node: ir.Node, maps: Iterable[tuple[int, Spread]], way: _Way) -> Plan:
         """Plan the readers of what ``node`` returns."""
         plan = Plan()
         for index, f in maps:
             output = node.outputs[index]
             if f.is_identity or (not output.uses() and not output.is_graph_output()):
                 continue
-            plan += Plan(moved=(output,)) + self.unmake(output, f, node, grown=grown, depth=depth + 1)
+            plan += Plan(moved=(output,)) + self.unmake(output, f, node, way)
         return plan

@@ -32,14 +32,15 @@ class Passed:
 
     shrinks: the output has fewer elements than the input, or may have: what is left behind may cost more than before.
     combines: an element of the output is computed from several of the input, or multiplied, so that one of the two may
-    leave the range of its type where the other stays inside. averages: over elements that differ about one mean.
+    leave the range of its type where the other stays inside. averages: over how many elements that differ about one mean;
+    infinity where that is not known.
     """
 
     maps: tuple[tuple[int, Spread], ...]
     constants: tuple[tuple[int, Array], ...] = ()
     shrinks: bool = False
     combines: bool = False
-    averages: bool = False
+    averages: float = 1.0
 
 
 Outcome = Passed | str

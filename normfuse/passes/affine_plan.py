@@ -11,6 +11,7 @@ from normfuse.affine import Array
 from normfuse.graph.editing import describe
 from normfuse.graph.site import Declined, Reading
 from normfuse.passes.affine_passing import Context
+from normfuse.passes.cancellation import Products
 from normfuse.passes.linear import Rebuild
 from normfuse.passes.sizes import Sizes
 from normfuse.passes.spread import Spread
@@ -36,8 +37,8 @@ class Plan:
     linears: those that absorb. copies: (reader, value, linear, rebuild) of linears that absorb in a copy for one reader.
     gone: affine nodes that vanish, each with the index of the input that takes its place. constants: (node, index,
     array) operands that change. moved: values that mean something else afterwards. through: operators that the map
-    passes. adds: nodes that come beside those that go. averages: it passes a mean. half: something of it is float16.
-    strained: operators whose operands or results may leave the range of float16.
+    passes. adds: nodes that come beside those that go. products: the sums of the linear operators that absorb a shift of
+    their input. half: something of it is float16. strained: operators whose operands or results may leave the range of float16.
     """
 
     linears: tuple[tuple[ir.Node, Rebuild], ...] = ()
@@ -48,7 +49,7 @@ class Plan:
     through: tuple[ir.Node, ...] = ()
     strained: tuple[ir.Node, ...] = ()
     adds: int = 0
-    averages: bool = False
+    products: tuple[Products, ...] = ()
     half: bool = False
 
     def __add__(self, other: Plan) -> Plan:
@@ -61,7 +62,7 @@ class Plan:
             self.through + other.through,
             self.strained + other.strained,
             self.adds + other.adds,
-            self.averages or other.averages,
+            self.products + other.products,
             self.half or other.half,
         )
 

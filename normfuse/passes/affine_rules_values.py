@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as ir
 
 from normfuse.graph.reading import input_at, reads_output
 from normfuse.passes.affine_passing import Context, Outcome, Passed
-from normfuse.passes.spread import Spread
+from normfuse.passes.spread import Dims, Spread
 
 
 def unchanged(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bool) -> Outcome:
@@ -99,7 +102,8 @@ def average_pool(node: ir.Node, place: int, f: Spread, context: Context, *, back
     objection = _along_space(f)
     if objection is not None:
         return objection
-    passed = Passed(((0, f),), shrinks=True, combines=backward, averages=True)
+    kernel = node.attributes.get_ints("kernel_shape", ())
+    passed = Passed(((0, f),), shrinks=True, combines=backward, averages=float(math.prod(kernel)))
     if f.is_linear:
         return passed
     attributes = node.attributes
@@ -109,7 +113,6 @@ def average_pool(node: ir.Node, place: int, f: Spread, context: Context, *, back
         return "counts its padding: at the border the shift would be missing"
     if attributes.get_int("ceil_mode", 0) != 0:
         return "may average over less than its window (ceil_mode): the shift does not pass"
-    kernel = attributes.get_ints("kernel_shape", ())
     dilated = any(step != 1 for step in attributes.get_ints("dilations", ()))
     if padded and (dilated or any(pad >= size for pad, size in zip(pads, (*kernel, *kernel), strict=False))):
         return "may average over padding alone: the shift does not pass"
@@ -119,7 +122,14 @@ def average_pool(node: ir.Node, place: int, f: Spread, context: Context, *, back
 def global_average(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bool) -> Outcome:
     """GlobalAveragePool: the map of the mean is the mean of the map."""
     objection = _along_space(f)
-    return objection or Passed(((0, f),), shrinks=True, combines=backward, averages=True)
+    averages = _elements(context.sizes.of(input_at(node, 0)), range(2, f.rank))
+    return objection or Passed(((0, f),), shrinks=True, combines=backward, averages=averages)
+
+
+def _elements(dims: Dims | None, axes: Iterable[int]) -> float:
+    """Return how many elements lie along ``axes``; infinity where that is not known."""
+    sizes = [None if dims is None else dims[axis] for axis in axes]
+    return math.prod(math.inf if size is None else float(size) for size in sizes)
 
 
 def maximum(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bool) -> Outcome:
@@ -148,7 +158,7 @@ def mean(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bo
         return f"reduces axis {along[0]}, along which the factors vary"
     if not backward and not keep:
         f = Spread(f.scale.squeeze(axes), f.shift.squeeze(axes))
-    return Passed(((0, f),), shrinks=True, combines=backward, averages=True)
+    return Passed(((0, f),), shrinks=True, combines=backward, averages=_elements(dims, axes))
 
 
 def _reduced(node: ir.Node, rank: int, context: Context) -> tuple[int, ...] | None:

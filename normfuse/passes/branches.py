@@ -16,7 +16,7 @@ from normfuse.affine import ChannelAffine, Float64, FoldError
 from normfuse.graph.editing import describe
 from normfuse.graph.reading import has_parameters, input_at, is_op
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.passes.fold_batchnorm import FARTHEST_MEAN, mean_distance
+from normfuse.passes.cancellation import FARTHEST_MEAN, mean_distance
 from normfuse.passes.frames import Frame, read_frame
 from normfuse.passes.linear import read_linear
 from normfuse.passes.stencil import Grid, Sizes, Stencil, diagonal, succession

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -55,6 +56,17 @@ class Linear:
     layout: WeightLayout
     channels: Channels
     beta: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """How many products an element of the output is the sum of; of a ConvTranspose, at most."""
+        shape = self.weight.shape
+        if self.node.op_type == "Conv":
+            return math.prod(shape[1:])
+        if self.node.op_type == "ConvTranspose":
+            return math.prod((shape[0] // self.node.attributes.get_int("group", 1), *shape[2:]))
+        transposed = self.node.op_type == "Gemm" and self.node.attributes.get_int("transB", 0) != 0
+        return int(shape[1] if transposed or self.weight_at == 0 else shape[0])
 
 
 class FoldedTensor(ir.LazyTensor):

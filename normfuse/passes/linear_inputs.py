@@ -30,13 +30,18 @@ from normfuse.passes.spread import Spread
 class Absorbed:
     """A linear operator that takes a map of its input.
 
-    dtype: of its weight. moved: (M,), what the shift adds to its output channels. adds: the Add that a MatMul needs now.
+    linear: as it was. moved: (M,), what the shift adds to its output channels. adds: the Add that a MatMul needs now.
     """
 
     rebuild: Rebuild
-    dtype: np.dtype[np.generic]
+    linear: Linear
     moved: Float64
     adds: int = 0
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The type of its weight."""
+        return self.linear.weight.dtype
 
     @property
     def channels(self) -> int:
@@ -76,13 +81,13 @@ def absorb_input(node: ir.Node, index: int, f: Spread, reading: Reading) -> Abso
         return Declined(str(error), node)
     if linear.bias_at is not None:
         if linear.bias is None and not moved.any():
-            return Absorbed(lambda: _only_weight(node, weight), linear.weight.dtype, moved)
-        return Absorbed(lambda: with_bias(node, node.inputs[0], weight, bias, reading), linear.weight.dtype, moved)
+            return Absorbed(lambda: _only_weight(node, weight), linear, moved)
+        return Absorbed(lambda: with_bias(node, node.inputs[0], weight, bias, reading), linear, moved)
     becomes_gemm = linear.channels.rank == 2 and linear.weight_at == 1
     if bias.any() and not becomes_gemm and reading.opset < 7:
         return Declined("below opset 7 an Add of a vector needs attributes that this rank does not have", node)
     adds = 1 if bias.any() and not becomes_gemm else 0
-    return Absorbed(lambda: matmul_and_add(linear, weight, bias, reading), linear.weight.dtype, moved, adds)
+    return Absorbed(lambda: matmul_and_add(linear, weight, bias, reading), linear, moved, adds)
 
 
 def _reads_no_padding(node: ir.Node, shape: tuple[int, ...]) -> bool:

@@ -21,7 +21,8 @@ from normfuse.passes.affine_backward import plan_backward
 from normfuse.passes.affine_forward import plan_forward
 from normfuse.passes.affine_own import own_map
 from normfuse.passes.affine_plan import Ground, Plan, name
-from normfuse.passes.fold_batchnorm import FARTHEST_MEAN, compose, mean_distance
+from normfuse.passes.cancellation import Moments, is_accurate, mean_distance
+from normfuse.passes.fold_batchnorm import compose
 from normfuse.passes.spread import Spread
 from normfuse.recognise.affine_chain import Channels, Link, Norms, follow, norm_affine
 from normfuse.report.records import Rewrite
@@ -29,10 +30,6 @@ from normfuse.spec import Stored
 
 _MAPS = frozenset({"BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg"})
 """Operators that may be a map of their own."""
-
-FARTHEST_AVERAGED_MEAN = 1.0
-"""The same bound where the map passes a mean on its way to the operator behind: averaging n elements makes their
-deviation smaller by up to sqrt(n) and leaves μ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +250,8 @@ def _decide(norm: ir.Node, ground: Ground) -> Move | Declined | None:
     chain = (Link(norm, affine, is_norm=True), *follow(norm.outputs[0], channels, norms, reading))
     if any(link.node in ground.claimed for link in chain):
         return Declined("another norm behind it moves first", norm)
-    f = Spread.along(compose(chain, channels.count), 1, rank)
+    whole = compose(chain, channels.count)
+    f = Spread.along(whole, 1, rank)
     if f.is_identity:
         return Declined("it changes nothing", norm)
     links = tuple(link.node for link in chain)
@@ -266,8 +264,9 @@ def _decide(norm: ir.Node, ground: Ground) -> Move | Declined | None:
     if isinstance(ahead, Declined):
         return Declined(f"back: {back.reason}; on: {ahead.reason}", norm)
     site = norms[norm]
-    distance = mean_distance(site, reading) if isinstance(site, NormSite) else 0.0
-    if distance > (FARTHEST_AVERAGED_MEAN if ahead.averages else FARTHEST_MEAN):
+    assert isinstance(site, NormSite)
+    if ahead.products and not is_accurate(Moments.of(site, whole, reading), ahead.products):
+        distance = mean_distance(site, reading)
         far = f"its mean lies up to {distance:.3g} deviations from zero, and the result would lose accuracy"
         return Declined(f"back: {back.reason}; on: {far}", norm)
     return _move(links, ahead, norms, is_backward=False)
