@@ -80,7 +80,7 @@ def fuse_graph(
     while moved:  # a norm that moved may leave branches behind that merge now
         _merge(graph, norms, reading, editor, ledger)
         _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
-        moved = _move(graph, _staying(norms), reading, editor, ledger)
+        moved = _move(graph, norms, reading, editor, ledger)
         moved |= _join_layouts(graph, norms, reading, editor, ledger)
     sites = [site for site in _staying(norms).values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
     if ledger.options.fold_norm_affine:
@@ -131,12 +131,15 @@ def _join_layouts(
 
 def _move(
     graph: ir.Graph,
-    norms: Norms,
+    norms: dict[ir.Node, NormSite | Declined],
     reading: Callable[[], Reading],
     editor: Editor,
     ledger: Ledger,
 ) -> bool:
-    """Move what the folds left to linear operators that are farther away. Returns whether anything moved."""
+    """Move what the folds left to linear operators that are farther away. Returns whether anything moved.
+
+    What is left of a norm that moved in part is added to ``norms``.
+    """
 
     def wanted(kind_: str, norm: ir.Node, nodes: tuple[ir.Node, ...]) -> str | None:
         if norm not in ledger.names:
@@ -144,7 +147,7 @@ def _move(
         identifier = ledger.identify(kind_, norm)
         return identifier if ledger.wants(identifier, nodes) else None
 
-    free = {node: outcome for node, outcome in norms.items() if not ledger.skips(node)}
+    free = {node: outcome for node, outcome in _staying(norms).items() if not ledger.skips(node)}
     moves = move_norms(graph, free, reading, editor, wanted, duplicate=ledger.options.duplicate_producers)
     ledger.rewrites.extend(moves.rewrites)
     for node, plan in moves.plans.items():
@@ -152,6 +155,8 @@ def _move(
         ledger.declined.pop(node, None)
     for outcome in moves.declined:
         ledger.decline(outcome.at, outcome.reason)
+    norms.update(moves.left)
+    ledger.name(node for node in moves.left if node.graph is not None)
     return bool(moves.rewrites)
 
 

@@ -104,8 +104,8 @@ class Editor:
         self._taken.add(name)
         return name
 
-    def apply(self, replacement: Replacement, at: ir.Node) -> None:
-        """Carry out ``replacement``, inserting the new nodes where ``at`` stands.
+    def apply(self, replacement: Replacement, at: ir.Node, *, behind: bool = False) -> None:
+        """Carry out ``replacement``, inserting the new nodes where ``at`` stands, or right behind it.
 
         Raises ValueError when :func:`refusal` has an objection: callers ask first.
         """
@@ -128,7 +128,8 @@ class Editor:
                 # The empty name is an output that is not asked for.
                 if id(output) not in taken_over and output.producer() is node and output.name != "":
                     output.name = self.unique(output.name or f"{node.name}_out")
-        container.insert_before(at, [*constants, *replacement.adds])
+        insert = container.insert_after if behind else container.insert_before
+        insert(at, [*constants, *replacement.adds])
         for old, new in replacement.rewires:
             _take_over(old, made.get(new, new))
         doomed = list(dict.fromkeys(replacement.removes))

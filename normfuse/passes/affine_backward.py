@@ -7,6 +7,10 @@ the whole plan.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
 import numpy as np
 import onnx_ir as ir
 
@@ -24,9 +28,11 @@ from normfuse.passes.affine_plan import (
     Plan,
     half_strained,
     is_annotated,
+    least,
     leaves_half,
     name,
     once,
+    split_strained,
 )
 from normfuse.passes.affine_rules import RULES
 from normfuse.passes.affine_rules_values import cast_to
@@ -35,39 +41,68 @@ from normfuse.passes.spread import Spread
 from normfuse.recognise.affine_chain import is_linear
 
 
-def plan_backward(value: ir.Value, f: Spread, reader: ir.Node, ground: Ground) -> Plan | Declined:
-    """Return how ``value``, as ``reader`` reads it, becomes ``f(value)``."""
-    return once(_Backward(ground).make(value, f, reader, shrunk=False, depth=0), reader)
+def plan_backward(
+    value: ir.Value, f: Spread, reader: ir.Node, ground: Ground, *, partly: bool = False
+) -> Plan | Declined:
+    """Return how ``value``, as ``reader`` reads it, becomes ``f(value)``. partly: where the least work is left."""
+    return once(_Backward(ground, partly).make(value, f, reader, _Way()), reader)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What the map has passed: how many elements it is of, as a share of the norm's, if known; how many operators."""
+
+    share: Fraction | None = Fraction(1)
+    depth: int = 0
 
 
 class _Backward:
     """One plan in the making: it counts the values that it looks at."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, ground: Ground, partly: bool) -> None:
+        self._ground, self._partly = ground, partly
         self._visits = 0
 
-    def make(self, value: ir.Value, f: Spread, reader: ir.Node, *, shrunk: bool, depth: int) -> Plan | Declined:
-        """Plan ``f(value)`` for ``reader``. shrunk: the map has passed an operator that makes less of more."""
-        ground = self._ground
+    def make(self, value: ir.Value, f: Spread, reader: ir.Node, way: _Way) -> Plan | Declined:
+        """Plan ``f(value)`` for ``reader``; where a part may stay, as that leaves the least to do."""
         if f.is_identity:
             return Plan()
+        found = self._reach(value, f, reader, way)
+        if not self._partly or (isinstance(found, Plan) and not found.rests):
+            return found
+        return least(found, *self._staying(value, f, reader, way))
+
+    def _staying(self, value: ir.Value, f: Spread, reader: ir.Node, way: _Way) -> Iterator[Plan | Declined]:
+        """Yield the plans that leave all of f here, its shift behind the scale, or its scale behind the shift."""
+
+        for deeper, part in ((None, f), *f.split()):
+            rest = self._ground.rest(value, value.producer(), part, reader, way.share, is_whole=deeper is None)
+            if rest is None:
+                continue
+            strained = split_strained(rest, f, reader)
+            here = Plan(rests=(rest,), strained=strained, half=bool(strained))
+            below = Plan() if deeper is None else self._reach(value, deeper, reader, way)
+            yield below if isinstance(below, Declined) else below + here
+
+    def _reach(self, value: ir.Value, f: Spread, reader: ir.Node, way: _Way) -> Plan | Declined:
+        """Plan what makes ``value`` for ``reader``."""
+        ground = self._ground
         if value in ground.blocked:
             return ground.blocked[value]
         self._visits += 1
-        if self._visits > MOST_VISITS or depth > DEEPEST:
+        if self._visits > MOST_VISITS or way.depth > DEEPEST:
             return Declined("more operators lie on its way than are looked at", reader)
         node = self._producer(value, reader)
         if isinstance(node, Declined):
             producer = value.producer()
             if ground.duplicate and producer is not None and is_linear(producer) and producer.graph is reader.graph:
-                return self._into_copy(value, producer, f, reader, shrunk=shrunk)
+                return self._into_copy(value, producer, f, reader, way)
             return node
         if node in ground.claimed:
             return Declined(f"{name(node)} is part of another norm or change", node)
         here = Plan(moved=(value,))
         if is_linear(node):
-            found = self._into_linear(node, f, shrunk=shrunk)
+            found = self._into_linear(node, f, way)
             return found if isinstance(found, Declined) else here + found
         own = own_map(node, ground)
         if isinstance(own, tuple):
@@ -75,13 +110,13 @@ class _Backward:
             operand = node.inputs[index]
             composed = f.after(g) if g.rank == f.rank else None
             if operand is not None and composed is not None and not composed.is_identity:
-                deeper = self.make(operand, composed, node, shrunk=shrunk, depth=depth + 1)
+                deeper = self.make(operand, composed, node, _Way(way.share, way.depth + 1))
                 if isinstance(deeper, Plan):
                     return here + Plan(gone=((node, index),)) + deeper
                 if not is_op(node, "Add", "Sub"):
                     return deeper
         if is_op(node, "Add", "Sub"):
-            found = self._into_sum(node, f, shrunk=shrunk, depth=depth + 1)
+            found = self._into_sum(node, f, way)
             return found if isinstance(found, Declined) else here + found
         rule = RULES.get(node.op_type) if is_standard(node) else None
         if rule is None or has_parameters(node):
@@ -92,11 +127,11 @@ class _Backward:
         passed = rule(node, output, f, ground.context, backward=True)
         if isinstance(passed, str):
             return Declined(f"{name(node)} {passed}", node)
-        below = self._operands(node, passed, shrunk=shrunk or passed.shrinks, depth=depth + 1)
+        below = self._operands(node, value, passed, way)
         half = is_op(node, "Cast") and cast_to(node) == ir.DataType.FLOAT16
         return below if isinstance(below, Declined) else here + Plan(through=(node,), half=half) + below
 
-    def _operands(self, node: ir.Node, passed: Passed, *, shrunk: bool, depth: int) -> Plan | Declined:
+    def _operands(self, node: ir.Node, output: ir.Value, passed: Passed, way: _Way) -> Plan | Declined:
         """Plan every input of a node; one that it reads twice needs one and the same map."""
         strained = passed.combines and any(leaves_half(f) for _, f in passed.maps)
         plan = Plan(
@@ -127,7 +162,8 @@ class _Backward:
             asked = sum(index < len(node.inputs) and node.inputs[index] is value for index, _ in passed.maps)
             if not f.is_identity and asked != reads:
                 return Declined(f"{name(node)} reads '{value.name}' for something else as well", node)
-            found = self.make(value, f, node, shrunk=shrunk, depth=depth)
+            share = self._ground.share(node, output, value, way.share, grows=passed.shrinks)
+            found = self.make(value, f, node, _Way(share, way.depth + 1))
             if isinstance(found, Declined):
                 return found
             plan += found
@@ -152,7 +188,7 @@ class _Backward:
             return Declined(f"{what} is also {how} '{describe(user)}'", node)
         return node
 
-    def _into_linear(self, node: ir.Node, f: Spread, *, shrunk: bool) -> Plan | Declined:
+    def _into_linear(self, node: ir.Node, f: Spread, way: _Way) -> Plan | Declined:
         linear = read_linear(node, self._ground.reading)
         if isinstance(linear, Declined):
             return linear
@@ -165,32 +201,30 @@ class _Backward:
             return rebuild
         becomes_gemm = channels.rank == 2 and linear.weight_at == 1
         adds = int(linear.bias_at is None and bool(affine.shift.any()) and not becomes_gemm)
-        if adds and shrunk:
+        if adds and (way.share is None or way.share > 1):
             return Declined(f"{name(node)} would need an Add of more elements than the norm has", node)
         return Plan(linears=((node, rebuild),), adds=adds) + half_strained(
             node, linear.weight.dtype, adds, affine.shift
         )
 
-    def _into_copy(
-        self, value: ir.Value, node: ir.Node, f: Spread, reader: ir.Node, *, shrunk: bool
-    ) -> Plan | Declined:
+    def _into_copy(self, value: ir.Value, node: ir.Node, f: Spread, reader: ir.Node, way: _Way) -> Plan | Declined:
         """Let a copy of the linear operator absorb; the others go on reading the original."""
         if node in self._ground.claimed:
             return Declined(f"{name(node)} is part of another norm or change", node)
-        found = self._into_linear(node, f, shrunk=shrunk)
+        found = self._into_linear(node, f, way)
         if isinstance(found, Declined):
             return found
         ((_, rebuild),) = found.linears
         return Plan(copies=((reader, value, node, rebuild),), adds=found.adds, half=found.half, strained=found.strained)
 
-    def _into_sum(self, node: ir.Node, f: Spread, *, shrunk: bool, depth: int) -> Plan | Declined:
+    def _into_sum(self, node: ir.Node, f: Spread, way: _Way) -> Plan | Declined:
         """Add, Sub: the scale goes to both operands, the shift to one of them, where each has all its channels."""
         if has_parameters(node) or self._ground.reading.opset < 7 or len(node.inputs) != 2:
             return Declined(f"no affine map passes {name(node)}", node)
         sign = -1.0 if node.op_type == "Sub" else 1.0
         scale = f.only_scale()
         sides = (f, Spread(f.scale, sign * f.shift))
-        first: Declined | None = None
+        outcomes: list[Plan | Declined] = []
         for chosen in (0,) if f.is_linear else (0, 1):
             maps: list[tuple[int, Spread]] = []
             objection: Declined | None = None
@@ -201,12 +235,11 @@ class _Backward:
                     break
                 maps.append((index, fitted))
             passed = Passed(tuple(maps), combines=True)
-            found = objection or self._operands(node, passed, shrunk=shrunk, depth=depth)
-            if isinstance(found, Plan):
-                return Plan(through=(node,)) + found
-            first = first or found
-        assert first is not None
-        return first
+            found = objection or self._operands(node, node.outputs[0], passed, way)
+            outcomes.append(found if isinstance(found, Declined) else Plan(through=(node,)) + found)
+            if isinstance(found, Plan) and not found.rests:
+                break
+        return least(*outcomes)
 
     def _fitted(self, node: ir.Node, index: int, f: Spread) -> Spread | Declined:
         """Return ``f`` as a map of one operand: of its rank, where it has the size of the sum along what varies."""

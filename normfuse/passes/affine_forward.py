@@ -6,8 +6,9 @@ own outputs by its rule. One that can do none of these ends the whole plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +17,18 @@ from normfuse.graph.editing import describe
 from normfuse.graph.reading import has_parameters, is_op, is_standard
 from normfuse.graph.site import Declined
 from normfuse.passes.affine_own import own_map
-from normfuse.passes.affine_passing import Passed
-from normfuse.passes.affine_plan import DEEPEST, MOST_VISITS, Ground, Plan, half_strained, is_annotated, name, once
+from normfuse.passes.affine_plan import (
+    DEEPEST,
+    MOST_VISITS,
+    Ground,
+    Plan,
+    half_strained,
+    is_annotated,
+    least,
+    name,
+    once,
+    split_strained,
+)
 from normfuse.passes.affine_rules import RULES
 from normfuse.passes.cancellation import Products, energy_of
 from normfuse.passes.linear_inputs import absorb_input
@@ -34,28 +45,29 @@ _IN_PLACE = frozenset({"Identity", "Dropout", "Cast", "MaxPool", "AveragePool", 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """What the map has passed: operators that make more of less (grown); averages over so many elements; only operators
-    that leave the channels in place; how many."""
+    """What the map has passed: how many elements it is of, as a share of the norm's, if known; averages over so many
+    elements; only operators that leave the channels in place; how many."""
 
-    grown: bool = False
+    share: Fraction | None = Fraction(1)
     averaged: float = 1.0
     in_place: bool = True
     depth: int = 0
 
-    def past(self, node: ir.Node, passed: Passed) -> _Way:
+    def past(self, node: ir.Node, averages: float = 1.0) -> _Way:
         """Return the way with one more operator."""
-        return _Way(
-            self.grown or node.op_type in _GROWS,
-            self.averaged * passed.averages,
-            self.in_place and node.op_type in _IN_PLACE,
-            self.depth + 1,
-        )
+        in_place = self.in_place and node.op_type in _IN_PLACE
+        return _Way(self.share, self.averaged * averages, in_place, self.depth + 1)
 
 
-def plan_forward(value: ir.Value, f: Spread, at: ir.Node, ground: Ground) -> Plan | Declined:
-    """Return how everything that reads ``value``, the result of ``at``, can read what was before f."""
+def plan_forward(
+    value: ir.Value, f: Spread, at: ir.Node, ground: Ground, *, partly: bool = False, source: ir.Node | None = None
+) -> Plan | Declined:
+    """Return how everything that reads ``value``, the result of ``at``, can read what was before f.
+
+    partly: where the least work is left. source: what makes the value that was before f.
+    """
     try:
-        return once(_Forward(ground).unmake(value, f, at, _Way()), at)
+        return once(_Forward(ground, partly, source).unmake(value, f, at, _Way()), at)
     except _Stop as stop:
         return stop.declined
 
@@ -71,11 +83,43 @@ class _Stop(Exception):
 class _Forward:
     """One plan in the making: it counts the values that it looks at."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, ground: Ground, partly: bool, source: ir.Node | None) -> None:
+        self._ground, self._partly, self._source = ground, partly, source
         self._visits = 0
 
     def unmake(self, value: ir.Value, f: Spread, at: ir.Node, way: _Way) -> Plan:
+        """Plan every reader of ``value``, or, where a part may stay, that which leaves the least to do."""
+        if not self._partly:
+            return self._readers(value, f, at, way)
+        found = self._tried(value, f, at, way)
+        if isinstance(found, Plan) and not found.rests:
+            return found
+        plan = least(found, *self._staying(value, f, at, way))
+        if isinstance(plan, Declined):
+            raise _Stop(plan)
+        return plan
+
+    def _tried(self, value: ir.Value, f: Spread, at: ir.Node, way: _Way) -> Plan | Declined:
+        try:
+            return self._readers(value, f, at, way)
+        except _Stop as stop:
+            return stop.declined
+
+    def _staying(self, value: ir.Value, f: Spread, at: ir.Node, way: _Way) -> Iterator[Plan | Declined]:
+        """Yield the plans that leave all of f here, its shift before the scale, or its scale before the shift."""
+        if is_annotated(value):
+            return
+        source = self._source if way.depth == 0 else at
+        for part, further in ((f, None), *f.split()):
+            rest = self._ground.rest(value, source, part, None, way.share, is_whole=further is None)
+            if rest is None:
+                continue
+            strained = split_strained(rest, f, at)
+            here = Plan(rests=(rest,), strained=strained, half=bool(strained))
+            ahead = Plan() if further is None else self._tried(value, further, at, way)
+            yield ahead if isinstance(ahead, Declined) else here + ahead
+
+    def _readers(self, value: ir.Value, f: Spread, at: ir.Node, way: _Way) -> Plan:
         """Plan every reader of ``value``."""
         what = f"the result of {name(at)}"
         if value.is_graph_output():
@@ -112,9 +156,7 @@ class _Forward:
             composed = g.after(f)
             if composed.is_identity:
                 raise _Stop(Declined(f"{name(node)} undoes it", node))
-            return Plan(gone=((node, index),)) + self._further(
-                node, ((0, composed),), replace(way, in_place=False, depth=way.depth + 1)
-            )
+            return Plan(gone=((node, index),)) + self._further(node, ((0, composed),), way.past(node), value)
         if is_op(node, "Add", "Sub"):
             return self._through_sum(node, index, f, way)
         rule = RULES.get(node.op_type) if is_standard(node) else None
@@ -130,13 +172,13 @@ class _Forward:
             through=(node,),
             strained=(node,) if passed.combines else (),
         )
-        return here + self._further(node, passed.maps, way.past(node, passed))
+        return here + self._further(node, passed.maps, way.past(node, passed.averages), value)
 
     def _into_linear(self, node: ir.Node, index: int, f: Spread, way: _Way) -> Plan:
         found = absorb_input(node, index, f, self._ground.reading)
         if isinstance(found, Declined):
             raise _Stop(found)
-        if found.adds and (way.grown or found.channels > max(f.scale.size, f.shift.size)):
+        if found.adds and (way.share is None or way.share > 1 or found.channels > max(f.scale.size, f.shift.size)):
             raise _Stop(Declined(f"{name(node)} would need an Add of more elements than the norm has", node))
         linear = found.linear
         energy = energy_of(linear.weight, node) if way.in_place and linear.weight_at == 1 else None
@@ -157,15 +199,17 @@ class _Forward:
         sign = -1.0 if node.op_type == "Sub" and index == 1 else 1.0
         shift = (sign * f.shift).reshape((1,) * (rank - f.rank) + f.shift.shape)
         moved = Spread(np.ones((1,) * rank), shift)
-        further = replace(way, grown=True, in_place=False, depth=way.depth + 1)
-        return Plan(through=(node,), strained=(node,)) + self._further(node, ((0, moved),), further)
+        return Plan(through=(node,), strained=(node,)) + self._further(
+            node, ((0, moved),), way.past(node), node.inputs[index]
+        )
 
-    def _further(self, node: ir.Node, maps: Iterable[tuple[int, Spread]], way: _Way) -> Plan:
-        """Plan the readers of what ``node`` returns."""
+    def _further(self, node: ir.Node, maps: Iterable[tuple[int, Spread]], way: _Way, value: ir.Value | None) -> Plan:
+        """Plan the readers of what ``node`` makes of ``value``."""
         plan = Plan()
         for index, f in maps:
             output = node.outputs[index]
             if f.is_identity or (not output.uses() and not output.is_graph_output()):
                 continue
-            plan += Plan(moved=(output,)) + self.unmake(output, f, node, way)
+            share = self._ground.share(node, value, output, way.share, grows=node.op_type in _GROWS)
+            plan += Plan(moved=(output,)) + self.unmake(output, f, node, replace(way, share=share))
         return plan

@@ -3,156 +3,37 @@
 ``fold_batchnorm`` folds a norm into the operator beside it. Here the per-channel affine map of a norm that was left,
 with the constants behind it, travels: backward to the operators that make its input, or forward to those that read its
 output, through Concat, Relu, pooling, Reshape and the rest of the table in ``affine_rules``. So does the map of a Mul, Add,
-Sub, Div by a constant, or a Neg. A map moves whole or not at all, and never to where it would cost more than before.
+Sub, Div by a constant, or a Neg. The map of a norm moves whole, or in halves, the scale one way and the shift the other, or
+in part, where what is left of it is less work than the norm was; never to where it would cost more than before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from fractions import Fraction
 
 import onnx_ir as ir
 
-from normfuse.affine import Array
-from normfuse.graph.editing import Editor, Replacement, describe, initializer
+from normfuse.graph.editing import Editor, describe
 from normfuse.graph.reading import is_op
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.passes.affine_backward import plan_backward
 from normfuse.passes.affine_forward import plan_forward
+from normfuse.passes.affine_move import Move
 from normfuse.passes.affine_own import own_map
-from normfuse.passes.affine_plan import Ground, Plan, name
+from normfuse.passes.affine_plan import NOTHING, Ground, Plan, name, once
+from normfuse.passes.affine_rest import Work
 from normfuse.passes.cancellation import Moments, is_accurate, mean_distance
 from normfuse.passes.fold_batchnorm import compose
 from normfuse.passes.spread import Spread
 from normfuse.recognise.affine_chain import Channels, Link, Norms, follow, norm_affine
+from normfuse.recognise.standard import batch_norm
 from normfuse.report.records import Rewrite
 from normfuse.spec import Stored
 
 _MAPS = frozenset({"BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg"})
 """Operators that may be a map of their own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A norm that moves, decided but not done.
-
-    norms: those that vanish. links: the norm with the constants behind it. is_backward: to what makes its input, which
-    is input ``place`` of the first link.
-    """
-
-    norms: tuple[ir.Node, ...]
-    links: tuple[ir.Node, ...]
-    plan: Plan
-    is_backward: bool
-    place: int = 0
-
-    @property
-    def output(self) -> ir.Value:
-        """The result of the norm and of what moves with it."""
-        return self.links[-1].outputs[0]
-
-    @property
-    def into(self) -> tuple[ir.Node, ...]:
-        """The linear operators that absorb it; where there are none, the operators whose constants do."""
-        linears = (*(node for node, _ in self.plan.linears), *(node for _, _, node, _ in self.plan.copies))
-        return linears or tuple(dict.fromkeys(node for node, _, _ in self.plan.constants))
-
-    @property
-    def nodes(self) -> tuple[ir.Node, ...]:
-        """Every node that changes, goes, or means something else."""
-        return tuple(dict.fromkeys((*self.links, *self.plan.nodes)))
-
-    @property
-    def note(self) -> str:
-        """Say what the map passed, and what was copied for it."""
-        through = ", ".join(name(node) for node in self.plan.through)
-        copies = ", ".join(name(node) for _, _, node, _ in self.plan.copies)
-        way = f"{'back' if self.is_backward else 'on'} through {through}" if through else ""
-        return "; ".join(part for part in (way, f"in a copy of {copies}" if copies else "") if part)
-
-    def carry_out(self, editor: Editor) -> tuple[str, ...]:
-        """Change the graph; return the names of the operators that were written anew."""
-        for value in self.plan.moved:
-            # What a value means has changed: its old name would claim otherwise (the validator compares by name).
-            value.name = editor.unique(f"{value.name}_moved")
-        copied = self._copy(editor)
-        if not self.is_backward:
-            x = self.links[0].inputs[self.place]
-            for node in self.links:
-                _bypass(node, next(index for index, value in enumerate(node.inputs) if value is x), editor)
-        for node, index in self.plan.gone:
-            _bypass(node, index, editor)
-        written = [*copied, *self._rebuild(editor), *self._exchange(editor)]
-        if self.is_backward:
-            x = self.links[0].inputs[self.place]
-            assert x is not None
-            editor.apply(Replacement(self.links, (), ((self.output, x),)), at=self.links[0])
-        return tuple(written)
-
-    def _rebuild(self, editor: Editor) -> list[str]:
-        """Write the linear operators that absorb anew."""
-        written: list[str] = []
-        for node, rebuild in self.plan.linears:
-            rewritten = rebuild()
-            rewire = ((node.outputs[0], rewritten.output),)
-            editor.apply(Replacement((node,), rewritten.nodes, rewire, rewritten.initializers), at=node)
-            written += [describe(new) for new in rewritten.nodes]
-        return written
-
-    def _copy(self, editor: Editor) -> list[str]:
-        """Write a copy of each linear operator that absorbs for one reader only."""
-        written: list[str] = []
-        for reader, value, node, rebuild in self.plan.copies:
-            rewritten = rebuild()
-            for new in rewritten.nodes:
-                new.name = editor.unique(f"{describe(node)}_copy")
-            editor.apply(Replacement((), rewritten.nodes, (), rewritten.initializers), at=reader)
-            for place, operand in enumerate(reader.inputs):
-                if operand is value:
-                    reader.replace_input_with(place, rewritten.output)
-            written += [describe(new) for new in rewritten.nodes]
-        return written
-
-    def _exchange(self, editor: Editor) -> list[str]:
-        """Write the operators anew whose constants change."""
-        operands: dict[ir.Node, list[tuple[int, Array]]] = {}
-        for node, index, array in self.plan.constants:
-            operands.setdefault(node, []).append((index, array))
-        for node, changes in operands.items():
-            new, values = _with_constants(node, changes)
-            rewires = tuple(zip(node.outputs, new.outputs, strict=True))
-            editor.apply(Replacement((node,), (new,), rewires, values), at=node)
-        return [describe(node) for node in operands]
-
-
-def _bypass(node: ir.Node, index: int, editor: Editor) -> None:
-    """Let everything that reads ``node`` read its input ``index``; remove it."""
-    x = node.inputs[index]
-    for user, place in tuple(node.outputs[0].uses()):
-        user.replace_input_with(place, x)
-    editor.apply(Replacement((node,), (), ()), at=node)
-
-
-def _with_constants(node: ir.Node, changes: list[tuple[int, Array]]) -> tuple[ir.Node, tuple[ir.Value, ...]]:
-    inputs = list(node.inputs)
-    values: list[ir.Value] = []
-    for index, array in changes:
-        old = inputs[index]
-        wish = f"{old.name}_moved" if old is not None and old.name else f"{describe(node)}.constant"
-        values.append(initializer(wish, ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype))))
-        inputs[index] = values[-1]
-    new = ir.Node(
-        node.domain,
-        node.op_type,
-        inputs,
-        dict(node.attributes),
-        num_outputs=len(node.outputs),
-        name=node.name,
-        doc_string=node.doc_string,
-        metadata_props=dict(node.metadata_props),
-        version=node.version,
-    )
-    return new, tuple(values)
 
 
 def move_affines(
@@ -206,14 +87,14 @@ def _decide_arithmetic(node: ir.Node, ground: Ground) -> Move | Declined | None:
         return None
     back = _fewer(_checked(plan_backward(x, f, node, ground), (node,), node), node)
     if isinstance(back, Plan):
-        return _move((node,), back, ground.norms, is_backward=True, place=place)
+        return _move((node,), ground.norms, back=back, place=place)
     declined = Declined(back.reason, node) if node in ground.norms else None
     if not f.is_linear or node.outputs[0].is_graph_output() or _ends_gelu(node, x):
         return declined
     ahead = _fewer(_checked(plan_forward(node.outputs[0], f, node, ground), (node,), node), node)
     if isinstance(ahead, Declined) or ahead.gone:
         return declined
-    return _move((node,), ahead, ground.norms, is_backward=False, place=place)
+    return _move((node,), ground.norms, on=ahead, place=place)
 
 
 def _fewer(plan: Plan | Declined, node: ir.Node) -> Plan | Declined:
@@ -257,19 +138,64 @@ def _decide(norm: ir.Node, ground: Ground) -> Move | Declined | None:
     links = tuple(link.node for link in chain)
     back = _checked(plan_backward(x, f, norm, ground), links, norm)
     if isinstance(back, Plan):
-        return _move(links, back, norms, is_backward=True)
-    if links[-1].outputs[0].is_graph_output():
-        return Declined(back.reason, norm)
-    ahead = _checked(plan_forward(links[-1].outputs[0], f, links[-1], ground), links, norm)
-    if isinstance(ahead, Declined):
-        return Declined(f"back: {back.reason}; on: {ahead.reason}", norm)
+        return _move(links, norms, back=back)
+    last = links[-1]
     site = norms[norm]
-    assert isinstance(site, NormSite)
-    if ahead.products and not is_accurate(Moments.of(site, whole, reading), ahead.products):
-        distance = mean_distance(site, reading)
-        far = f"its mean lies up to {distance:.3g} deviations from zero, and the result would lose accuracy"
-        return Declined(f"back: {back.reason}; on: {far}", norm)
-    return _move(links, ahead, norms, is_backward=False)
+    moments = Moments.of(site, whole, reading) if isinstance(site, NormSite) else None
+    reason = back.reason
+    if not last.outputs[0].is_graph_output():
+        ahead = _checked(plan_forward(last.outputs[0], f, last, ground), links, norm)
+        if isinstance(ahead, Plan) and is_accurate(moments, ahead.products):
+            return _move(links, norms, on=ahead)
+        if isinstance(ahead, Declined):
+            reason = f"back: {back.reason}; on: {ahead.reason}"
+        elif isinstance(site, NormSite):
+            far = f"its mean lies up to {mean_distance(site, reading):.3g} deviations from zero"
+            reason = f"back: {back.reason}; on: {far}, and the result would lose accuracy"
+    found = _in_halves(x, f, links, norm, ground, moments) or _partly(x, f, links, norm, ground, moments)
+    return found or Declined(reason, norm)
+
+
+def _in_halves(
+    x: ir.Value, f: Spread, links: tuple[ir.Node, ...], norm: ir.Node, ground: Ground, moments: Moments | None
+) -> Move | None:
+    """Return how the scale goes back and the shift on, or the shift back and the scale on, where nothing stays."""
+    last = links[-1]
+    if last.outputs[0].is_graph_output():
+        return None
+    for first, second in f.split():
+        back = plan_backward(x, first, norm, ground)
+        ahead = back if isinstance(back, Declined) else plan_forward(last.outputs[0], second, last, ground)
+        if isinstance(back, Declined) or isinstance(ahead, Declined):
+            continue
+        whole = once(_checked(back + ahead, links, norm), norm)
+        half = ground.dtype(x) == ir.DataType.FLOAT16
+        if isinstance(whole, Plan) and not half and is_accurate(moments, ahead.products):
+            return _move(links, ground.norms, back=back, on=ahead)
+    return None
+
+
+def _partly(
+    x: ir.Value, f: Spread, links: tuple[ir.Node, ...], norm: ir.Node, ground: Ground, moments: Moments | None
+) -> Move | None:
+    """Return the move that leaves the least to do, if that is less than now: fewer passes, or less arithmetic in as many."""
+    now = Work.of((link.op_type, Fraction(1)) for link in links)
+    last = links[-1]
+    plans = [(plan_backward(x, f, norm, ground, partly=True), True)]
+    if not last.outputs[0].is_graph_output():
+        plans.append((plan_forward(last.outputs[0], f, last, ground, partly=True, source=x.producer()), False))
+    best: Move | None = None
+    least = now
+    for plan, is_back in plans:
+        if isinstance(plan, Declined) or isinstance(_checked(plan, links, norm), Declined):
+            continue
+        work = plan.work
+        is_less = (work.passes, work.operations) < (least.passes, least.operations)
+        if not is_less or work.nodes > now.nodes or not is_accurate(moments, plan.products):
+            continue
+        least = work
+        best = _move(links, ground.norms, back=plan) if is_back else _move(links, ground.norms, on=plan)
+    return best
 
 
 def _checked(plan: Plan | Declined, links: tuple[ir.Node, ...], norm: ir.Node) -> Plan | Declined:
@@ -278,24 +204,31 @@ def _checked(plan: Plan | Declined, links: tuple[ir.Node, ...], norm: ir.Node) -
         return plan
     if plan.adds > len(links) + len(plan.gone):
         return Declined(f"{plan.adds} MatMul without bias would need an Add each", norm)
-    if not plan.linears and not plan.copies and not plan.constants:
+    if not plan.linears and not plan.copies and not plan.constants and not plan.rests:
         return Declined("no linear operator absorbs it", norm)
     if plan.half and plan.strained:
         return Declined(f"the values of {name(plan.strained[0])} might leave the range of float16", norm)
     return plan
 
 
-def _move(links: tuple[ir.Node, ...], plan: Plan, norms: Norms, *, is_backward: bool, place: int = 0) -> Move:
-    gone = (*links, *(node for node, _ in plan.gone))
-    return Move(tuple(node for node in gone if node in norms), links, plan, is_backward, place)
+def _move(
+    links: tuple[ir.Node, ...], norms: Norms, *, back: Plan | None = None, on: Plan | None = None, place: int = 0
+) -> Move:
+    back, on = back or NOTHING, on or NOTHING
+    gone = (*links, *(node for node, _ in (*back.gone, *on.gone)))
+    return Move(tuple(node for node in gone if node in norms), links, back, on, place)
 
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """What :func:`move_norms` did and did not do. plans: of each norm that vanished, where it went."""
+    """What :func:`move_norms` did and did not do.
+
+    plans: of each norm that vanished, where it went. left: what was written of norms that went in part.
+    """
 
     rewrites: tuple[Rewrite, ...]
     plans: Mapping[ir.Node, str]
+    left: Norms
     declined: tuple[Declined, ...]
 
 
@@ -322,8 +255,9 @@ def move_norms(
     rewrites: list[Rewrite] = []
     plans: dict[ir.Node, str] = {}
     declined: list[Declined] = []
+    left: dict[ir.Node, NormSite | Declined] = {}
     while True:
-        staying = {node: outcome for node, outcome in norms.items() if node.graph is not None}
+        staying = {node: outcome for node, outcome in {**norms, **left}.items() if node.graph is not None}
         outcomes = move_affines(graph, staying, reading(), duplicate=duplicate, leave=leave)
         moves = [outcome for outcome in outcomes if isinstance(outcome, Move)]
         for move in moves:
@@ -336,10 +270,13 @@ def move_norms(
                 leave.add(first)
                 continue
             removed = tuple(describe(node) for node in move.nodes)
-            plan = f"fold into {', '.join(describe(node) for node in move.into)}"
+            plans.update(dict.fromkeys(move.norms, move.goal))
             note = move.note  # by the names that the file has: values that mean something else get another one
-            plans.update(dict.fromkeys(move.norms, plan))
-            rewrites.append(Rewrite(identifier, kind, removed, move.carry_out(editor), note))
+            carried = move.carry_out(editor)
+            rewrites.append(Rewrite(identifier, kind, removed, carried.names, note))
+            for node in carried.rests:
+                site = batch_norm(node, reading())
+                left.update({} if site is None else {node: site})
         if not moves:
             declined.extend(outcome for outcome in outcomes if isinstance(outcome, Declined))
-            return Moves(tuple(rewrites), plans, tuple(declined))
+            return Moves(tuple(rewrites), plans, left, tuple(declined))

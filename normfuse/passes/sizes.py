@@ -67,7 +67,8 @@ class Sizes:
         if op in _SAME:
             return [x]
         if op in _WINDOWS and len(x) >= 2:
-            spatial: Dims = (1,) * (len(x) - 2) if op.startswith("Global") else (None,) * (len(x) - 2)
+            kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
+            spatial = (1,) * (len(x) - 2) if op.startswith("Global") else _windows(node, x[2:], kernel)
             return [(*x[:2], *spatial)] * len(node.outputs)
         if op in ("Conv", "ConvTranspose"):
             w = self.of(input_at(node, 1))
@@ -75,7 +76,7 @@ class Sizes:
             if w is None or len(w) != len(x):
                 return None
             out = w[0] if op == "Conv" else None if w[1] is None else w[1] * group
-            return [(x[0], out, *(_kept(node, x, w) if op == "Conv" else (None,) * (len(x) - 2)))]
+            return [(x[0], out, *(_windows(node, x[2:], w[2:]) if op == "Conv" else (None,) * (len(x) - 2)))]
         if op in ("Gemm", "MatMul"):
             return self._product(node, x)
         if op in ("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min"):
@@ -187,11 +188,30 @@ def _stated(value: ir.Value) -> Dims | None:
     return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
-def _kept(node: ir.Node, x: Dims, w: Dims) -> Dims:
-    """Return the spatial sizes of a convolution where they are those of its input: stride 1 and kernel 1, unpadded."""
-    plain = all(size == 1 for size in w[2:]) and not any(node.attributes.get_ints("pads", ()))
-    strides = node.attributes.get_ints("strides", ())
-    return x[2:] if plain and all(stride == 1 for stride in strides) else (None,) * (len(x) - 2)
+def _windows(node: ir.Node, x: Dims, kernel: Dims) -> Dims:
+    """Return how many windows of a Conv or a pooling fit along each axis: ⌊(x + pads − ((k − 1)·d + 1)) / s⌋ + 1.
+
+    With SAME padding it is ⌈x / s⌉. Not followed: ceil_mode, whose last window may begin in the padding.
+    """
+    rank, attributes = len(x), node.attributes
+    ones, auto = (1,) * rank, attributes.get_string("auto_pad", "NOTSET")
+    strides, dilations = (tuple(attributes.get_ints(name, ())) or ones for name in ("strides", "dilations"))
+    pads = tuple(attributes.get_ints("pads", ())) or (0,) * (2 * rank)
+    if len(kernel) != rank or len(strides) != rank or len(dilations) != rank or len(pads) != 2 * rank:
+        return (None,) * rank
+    if attributes.get_int("ceil_mode", 0):
+        return (None,) * rank
+    sizes: list[int | None] = []
+    for axis, (size, taps) in enumerate(zip(x, kernel, strict=True)):
+        if size is None or taps is None:
+            plain = taps == 1 and auto == "NOTSET" and strides[axis] == 1 and not pads[axis] and not pads[axis + rank]
+            sizes.append(size if plain else None)
+        elif auto.startswith("SAME"):
+            sizes.append(-(-size // strides[axis]))
+        else:
+            padding = 0 if auto == "VALID" else pads[axis] + pads[axis + rank]
+            sizes.append(max((size + padding - (taps - 1) * dilations[axis] - 1) // strides[axis] + 1, 0))
+    return tuple(sizes)
 
 
 def _product_of(dims: Dims) -> int | None:

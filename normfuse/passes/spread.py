@@ -87,6 +87,19 @@ class Spread:
         """Return the map without its shift."""
         return Spread(self.scale, np.zeros((1,) * self.rank))
 
+    def split(self) -> tuple[tuple[Spread, Spread], ...]:
+        """Return the pairs (first, second) of a scale and a shift whose succession the map is, unless it is one of them."""
+        if self.is_linear or (self.scale == 1.0).all():
+            return ()
+        ones = np.ones((1,) * self.rank)
+        found = [(self.only_scale(), Spread(ones, self.shift))]
+        if self.scale.all():
+            with np.errstate(over="ignore"):
+                first = Spread.of(ones, self.shift / self.scale)
+            if np.isfinite(first.shift).all():
+                found.append((first, self.only_scale()))
+        return tuple(found)
+
     def along_axis(self, axis: int, count: int) -> ChannelAffine | None:
         """Return the map as one of ``count`` channels along ``axis``; None where it varies along another axis."""
         if self.varies - {axis} or self.size(axis) not in (1, count):

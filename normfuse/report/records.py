@@ -10,7 +10,7 @@ from normfuse.spec import AnyNorm
 
 @dataclass(frozen=True, slots=True)
 class NormRecord:
-    """One norm of the model. plan: "fold into X", "emit X", or "keep"."""
+    """One norm of the model. plan: "fold into X", "emit X", or "keep"; of what moved in part, also what remains where."""
 
     norm: str
     spec: AnyNorm

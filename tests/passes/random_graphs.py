@@ -19,7 +19,8 @@ from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor
 from normfuse.graph.site import Declined, NormSite, Reading
-from normfuse.passes.move_affine import Move, move_affines
+from normfuse.passes.affine_move import Move
+from normfuse.passes.move_affine import move_affines
 from normfuse.recognise import find_norms
 from normfuse.validate.oracle import Oracle
 
@@ -520,9 +521,11 @@ def count_rules(moves: list[Move]) -> Counter[str]:
     """Return how often each operator was passed, each linear operator absorbed, by direction."""
     counts: Counter[str] = Counter()
     for move in moves:
-        arrow = "←" if move.is_backward else "→"
-        names = {f"{arrow} {node.op_type}" for node in move.plan.through}
-        names |= {f"{arrow} into {node.op_type}" for node, _ in move.plan.linears}
-        names |= {f"{arrow} vanishes: {node.op_type}" for node, _ in move.plan.gone}
-        counts.update(names)
+        names = set()
+        for arrow, plan in (("←", move.back), ("→", move.on)):
+            names |= {f"{arrow} {node.op_type}" for node in plan.through}
+            names |= {f"{arrow} into {node.op_type}" for node, _ in plan.linears}
+            names |= {f"{arrow} vanishes: {node.op_type}" for node, _ in plan.gone}
+            names |= {f"{arrow} leaves {' '.join(rest.operators)}" for rest in plan.rests}
+        counts.update(names | ({"halves"} if move.back.nodes and move.on.nodes else set()))
     return counts

@@ -1,0 +1,97 @@
+"""Norms that move in halves or in part: what is left is written where it is less work, and said."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from normfuse.passes.spread import Spread
+from tests.folding import Array, assert_same, build, count, fuse, normal, reasons
+from tests.passes.test_move_affine import BN, ints, operators, rows
+
+W, V, U = normal(4, 3, 3, 3), normal(4, 4, 3, 3, seed=5), normal(4, 3, 1, 1, seed=6)
+POOL = "MaxPool <kernel_shape = [2,2], strides = [2,2]>"
+
+CASES: list[tuple[str, str, dict[str, Array], int, str, str, str]] = [
+    ("the shift back, the scale on", f"c = Conv (x, W) p = {POOL} (c) n = {BN.format('p')} y = Conv <pads = [1,1,1,1]> (n, V)",
+     {"W": W, "V": V}, 4, "any", "Conv MaxPool Conv", "back through MaxPool 'MaxPool → p'"),
+    ("the scale back, the shift on", f"c = Conv (x, W) r = Relu (c) d = Conv (x, W) t = Sigmoid (d) n = {BN.format('r')} a = Add (n, t) y = Conv (a, V)",
+     {"W": W, "V": V}, 4, "positive", "Conv Relu Conv Sigmoid Add Conv", "back through Relu 'Relu → r'; on through Add 'Add → a'"),
+    ("one operand of a Concat", f"c = Conv (x, U) t = Sigmoid (x) k = Concat <axis = 1> (c, t) n = {BN.format('k')} y = Sigmoid (n)",
+     {"U": U}, 7, "any", "Conv Sigmoid BatchNormalization Concat Sigmoid", "back through Concat 'Concat → k'; a norm remains before Concat 'Concat → k'"),
+    ("a small operand of a sum", f"c = Conv (x, U) g = GlobalAveragePool (x) h = Conv (g, U) t = Sigmoid (h) k = Add (c, t) n = {BN.format('k')} y = Sigmoid (n)",
+     {"U": U}, 4, "any", "Conv GlobalAveragePool Conv Sigmoid BatchNormalization Add Sigmoid",
+     "back through Add 'Add → k'; its scale remains before Add 'Add → k'"),
+    ("behind a pooling", f"n = {BN.format('x')} p = {POOL} (n) y = Sigmoid (p)",
+     {}, 3, "positive", "MaxPool BatchNormalization Sigmoid", "on through MaxPool 'MaxPool → p'; a norm remains behind MaxPool 'MaxPool → p'"),
+    ("behind a pooling, before what could only take the scale", f"n = {BN.format('x')} p = {POOL} (n) y = Conv <pads = [1,1,1,1]> (p, W)",
+     {"W": W}, 3, "positive", "MaxPool BatchNormalization Conv", "on through MaxPool 'MaxPool → p'; a norm remains behind MaxPool 'MaxPool → p'"),
+    ("the end of the graph", f"n = {BN.format('x')} y = {POOL} (n)",
+     {}, 3, "positive", "MaxPool BatchNormalization", "on through MaxPool 'MaxPool → y'; a norm remains behind MaxPool 'MaxPool → y'"),
+    ("one part of a Split", f"n = {BN.format('x')} p, q = Split <axis = 1> (n, A) t = Conv (p, K) r = Sigmoid (q) y = Concat <axis = 1> (t, r)",
+     {"A": ints(1, 2), "K": normal(2, 1, 1, 1)}, 3, "near", "Split BatchNormalization Conv Sigmoid Concat", "on through Split 'Split → p'; a norm remains behind Split 'Split → p'"),
+    ("two operators become one", f"n = {BN.format('x')} k = Add (n, M) y = Conv <pads = [1,1,1,1]> (k, W)",
+     {"W": W, "M": normal(3, 1, 1)}, 3, "any", "BatchNormalization Conv", "a norm remains in its place"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "arrays", "channels", "kind", "after", "note"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
+)
+def test_moves_in_part(body: str, arrays: dict[str, Array], channels: int, kind: str, after: str, note: str) -> None:
+    found = rows(channels, kind)
+    if kind == "near":
+        found["m"] = np.asarray(found["m"].astype(np.float32) * np.float32(0.2))
+    proto = build(f"g (float[2,3,8,6] x) => (float[a,b,c,d] y) {{ {body} }}", {**arrays, **found}, opset=18)
+    fused, report = fuse(proto)
+    assert operators(fused) == after
+    assert [rewrite.note for rewrite in report.rewrites if rewrite.kind == "move-batchnorm"] == [note]
+    assert_same(proto, fused)
+    assert not fuse(ir.to_proto(fused))[1].rewrites
+
+
+def test_the_shift_of_an_input_stays_as_one_add() -> None:
+    """A norm of the graph's input before a padded Conv, as in MXNet's models: channels are long, nothing is blocked."""
+    text = f"g (float[1,3,40,40] x) => (float[a,b,c,d] y) {{ n = {BN.format('x')} y = Conv <pads = [1,1,1,1]> (n, W) }}"
+    arrays: dict[str, Array] = {"W": W, **rows(3)}
+    proto = build(text, arrays, opset=18)
+    fused, report = fuse(proto)
+    assert operators(fused) == "Add Conv"
+    assert [record.plan for record in report.norms] == ["fold into Conv → y; its shift remains in its place"]  # fmt: skip
+    assert_same(proto, fused)
+    short = build(text.replace("40,40", "8,8"), arrays, opset=18)
+    assert reasons(fuse(short)[1]) == ["Conv 'Conv → y' pads its input: at the border the shift would be missing"]
+
+
+@pytest.mark.parametrize("size", [8, 56])
+def test_between_convolutions_an_add_would_be_slower(size: int) -> None:
+    text = f"g (float[1,3,{size},{size}] x) => (float[a,b,c,d] y) {{ c = Conv (x, W) r = Relu (c) n = {BN.format('r')} y = Conv <pads = [1,1,1,1]> (n, V) }}"
+    fused, report = fuse(build(text, {"W": W, "V": V, **rows(4)}, opset=18))
+    assert count(fused, "BatchNormalization") == 1
+    assert len(reasons(report)) == 1
+
+
+def test_an_output_keeps_its_name() -> None:
+    text = f"g (float[2,3,8,6] x) => (float[a,b,c,d] y) {{ n = {BN.format('x')} y = {POOL} (n) }}"
+    fused, _ = fuse(build(text, rows(3, "positive"), opset=18))
+    assert [node.outputs[0].name for node in fused.graph] == ["y_before", "y"]
+
+
+def test_a_scale_of_zero_cannot_come_behind_its_shift() -> None:
+    assert len(Spread(np.array([[0.0, 2.0]]), np.array([[1.0, 3.0]])).split()) == 1
+    (scaled, shift), (first, second) = Spread(np.array([[4.0, 2.0]]), np.array([[1.0, 3.0]])).split()
+    assert (scaled.scale.tolist(), shift.shift.tolist()) == ([[4.0, 2.0]], [[1.0, 3.0]])
+    assert (first.shift.tolist(), second.scale.tolist()) == ([[0.25, 1.5]], [[4.0, 2.0]])
+
+
+def test_halves_of_float16_stay_together() -> None:
+    """Between scale and shift a float16 may leave its range where the norm's own result did not."""
+    body = f"c = Conv (x, W) p = {POOL} (c) n = {BN.format('p')} y = Conv <pads = [1,1,1,1]> (n, V)"
+    halves = {name: array.astype(np.float16) for name, array in {"W": W, "V": V, **rows(4)}.items()}
+    proto = build(f"g (float16[2,3,8,6] x) => (float16[a,b,c,d] y) {{ {body} }}", halves, opset=18)
+    proto = onnx.shape_inference.infer_shapes(proto)
+    assert count(fuse(proto)[0], "BatchNormalization") == 1
