@@ -183,8 +183,6 @@ def write(one: Rest, value: ir.Value) -> Written:
             row = one.f.scale if operator == "Mul" else one.f.shift
             nodes.append(ir.Node("", operator, [x, constant(operator.lower(), _trimmed(row))]))
             x = nodes[-1].outputs[0]
-    for node in nodes:
-        node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
     return Written(tuple(nodes), nodes[-1].outputs[0], tuple(values))
 
 

@@ -51,8 +51,23 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What one run of a model takes: multiply-adds, parameters, and bytes that operators read and write.
+
+    None: not known. symbolic: sizes that are known only when the model runs counted as 1.
+    """
+
+    multiply_adds: int | None
+    parameters: int
+    moved: int | None
+    symbolic: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FusionReport:
     """Everything that fuse found and did. ``nodes`` counts operators, ``size`` bytes of initializers.
+
+    work_before, work_after: what one run takes.
 
     settings: what was asked for, by the names of the command line's flags; with them the rewrites can be replayed.
     """
@@ -66,6 +81,8 @@ class FusionReport:
     notes: tuple[str, ...] = ()
     validation: ValidationReport | None = None
     settings: tuple[tuple[str, object], ...] = ()
+    work_before: Work | None = None
+    work_after: Work | None = None
 
     def json(self) -> dict[str, object]:
         """Return the report as the JSON object of the command line's contract."""

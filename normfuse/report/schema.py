@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from normfuse.report.records import Change, FusionReport, NormRecord
+from normfuse.report.records import Change, FusionReport, NormRecord, Work
 from normfuse.report.verdict import Check, Location, ValidationReport
 from normfuse.spec import AnyNorm, Batch, LocalResponseNorm, LpNorm, NormSpec, PerChannel, PerGroup, Statistics, Stored
 
@@ -95,8 +95,21 @@ def fusion_report(report: FusionReport) -> dict[str, Any]:
         ],
         "nodes": _change(report.nodes),
         "bytes": _change(report.size),
+        "work": _work(report.work_before, report.work_after),
         "settings": dict(report.settings),
         "validation": None if report.validation is None else validation(report.validation),
+    }
+
+
+def _work(before: Work | None, after: Work | None) -> dict[str, Any] | None:
+    """Return what one run takes, before and after; what is not known is null."""
+    if before is None or after is None:
+        return None
+    return {
+        "multiply_adds": {"before": before.multiply_adds, "after": after.multiply_adds},
+        "parameters": {"before": before.parameters, "after": after.parameters},
+        "bytes_moved": {"before": before.moved, "after": after.moved},
+        "symbolic_sizes_count_as_one": before.symbolic or after.symbolic,
     }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from rich.table import Table
 from rich.text import Text
 
-from normfuse.report.records import FusionReport, NormRecord
+from normfuse.report.records import FusionReport, NormRecord, Work
 from normfuse.report.schema import affine, extent
 from normfuse.report.terminal import Blocks, columns
 from normfuse.report.verdict_table import summary
@@ -63,6 +64,8 @@ def fusion_report(report: FusionReport) -> Blocks:
         f"{done}; {report.nodes.before} → {report.nodes.after} nodes, "
         f"{_bytes(report.size.before)} → {_bytes(report.size.after)} of weights"
     ]
+    if report.work_before is not None and report.work_after is not None:
+        lines.append(_work(report.work_before, report.work_after))
     kept = [record for record in report.norms if record.plan == "keep"]
     if kept:
         lines.append(f"kept as they are: {_counts(tuple(kept))}")
@@ -111,6 +114,32 @@ def _affine(record: NormRecord) -> str:
     fields = affine(record.spec)
     present = [name for name in ("scale", "bias") if fields[name]]
     return f"{'+'.join(present)} per {fields['axes']}" if present else "none"
+
+
+def _work(before: Work, after: Work) -> str:
+    """Say what one run takes, before and after."""
+
+    def change(one: int | None, other: int | None, what: str, write: Callable[[int], str]) -> str:
+        if one is None or other is None:
+            return f"unknown {what}"
+        return f"{write(one)} → {write(other)} {what}"
+
+    sample = "; sizes that are not known count as 1" if before.symbolic or after.symbolic else ""
+    return (
+        f"one run: {change(before.multiply_adds, after.multiply_adds, 'multiply-adds', _number)}, "
+        f"{change(before.parameters, after.parameters, 'parameters', _number)}, "
+        f"{change(before.moved, after.moved, 'bytes moved' if None in (before.moved, after.moved) else 'moved', _bytes)}"
+        f"{sample}"
+    )
+
+
+def _number(count: int) -> str:
+    size = float(count)
+    for unit in ("", " K", " M"):
+        if size < 1000:
+            return f"{size:.3g}{unit}" if unit else f"{count}"
+        size /= 1000
+    return f"{size:.3g} G"
 
 
 def _bytes(count: int) -> str:
