@@ -21,10 +21,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VALUES, PLACES, BACKWARD, FORWARD, OWN, INPUTS, SPREAD, PLAN = (
+VALUES, PLACES, BACKWARD, FORWARD, OWN, INPUTS, SPREAD, PLAN, REST, MOVE, BOUND = (
     f"normfuse/passes/{name}.py"
     for name in (
-        "affine_rules_values", "affine_rules_places", "affine_backward", "affine_forward", "affine_own", "linear_inputs", "spread", "affine_plan",
+        "affine_rules_values", "affine_rules_places", "affine_backward", "affine_forward", "affine_own", "linear_inputs", "spread", "affine_plan", "affine_rest", "move_affine",
+        "cancellation",
     )
 )  # fmt: skip
 
@@ -73,8 +74,17 @@ MUTATIONS: tuple[tuple[str, str, str, str], ...] = (
     ("the groups of a ConvTranspose", INPUTS, 'np.einsum("gio,gi->go", taps', 'np.einsum("gio,gi->go", taps[::-1]'),
     ("a constant divided into", OWN, "return (index, Spread.of(1.0 / row, zeros)) if row.all() else None", "return index, Spread.of(row, zeros)"),
     ("a constant subtracted", OWN, "return index, Spread.of(ones, -row) if index == 0 else Spread.of(-ones, row)", "return index, Spread.of(ones, -row)"),
+    ("the shift comes before the scale as it came behind", SPREAD, "self.shift / self.scale)", "self.shift)"),
+    ("what stays comes last", FORWARD, "for part, further in ((f, None), *f.split()):", "for part, further in ((f, None), *(pair[::-1] for pair in f.split())):"),
+    ("what stays comes first", BACKWARD, "for deeper, part in ((None, f), *f.split()):", "for deeper, part in ((None, f), *(pair[::-1] for pair in f.split())):"),
+    ("a rest without its scale", REST, "gamma = affine.scale * np.sqrt(", "gamma = np.sqrt("),
+    ("a rest is left where it is as much work", MOVE, "if not is_less or work", "if work"),
+    ("halves of float16", MOVE, "half = ground.dtype(x) == ir.DataType.FLOAT16", "half = False"),
+    ("a mean far from zero", BOUND, "m, s, b = f.scale * center,", "m, s, b = 0.0 * center,"),
     ("a constant divided by", OWN, 'if node.op_type == "Div" and index == 1:', "if False:"),
 )  # fmt: skip
+
+TESTS = ("tests/passes/test_move_affine.py", "tests/passes/test_partial_moves.py")
 
 PROBE = """
 import sys
@@ -96,7 +106,7 @@ else:
 
 def tested(folder: str, environment: dict[str, str]) -> str:
     """Return which test of the rules fails in ``folder``; nothing where all pass."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/passes/test_move_affine.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
     return f"caught by {failed[0].split('::')[-1].split(' - ')[0]}" if failed else ""

@@ -2,7 +2,13 @@
 
 Its producer absorbs f (a linear operator), vanishes into it (an affine node), or passes the request on to its own
 inputs by its rule. A request that meets another reader, a graph output or an operator without a rule fails, and with it
-the whole plan.
+the whole plan, or this part of it, where a rest may stay.
+
+A scale of zero goes to linear operators, as zero weights: ``0·v + b`` is b for every v that is finite, and that is what the
+operator gives then. Every operator of the table makes finite values of finite ones, so v is infinite or NaN only where the
+model's input is, or where a result left the range of its type, and there the original gives NaN. Operators that make
+infinities of finite values (Log, Div by what may be zero) have no rule. A rest with a zero in its scale is never a
+BatchNormalization, since it has no mean then.
 """
 
 from __future__ import annotations

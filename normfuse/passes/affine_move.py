@@ -183,6 +183,7 @@ def _with_constants(node: ir.Node, changes: list[tuple[int, Array]]) -> tuple[ir
     inputs = list(node.inputs)
     values: list[ir.Value] = []
     for index, array in changes:
+        inputs.extend([None] * (index + 1 - len(inputs)))  # a constant that was not given is at the end
         old = inputs[index]
         wish = f"{old.name}_moved" if old is not None and old.name else f"{describe(node)}.constant"
         values.append(initializer(wish, ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype))))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from normfuse.affine import Array
 from normfuse.graph.reading import input_at, reads_output
 from normfuse.passes.affine_passing import Context, Outcome, Passed
 from normfuse.passes.spread import Dims, Spread
@@ -226,6 +227,12 @@ def _resized(
     return f"resizes axis {axis} to a size that is not known to be its own"
 
 
+def _zero(x: ir.Value | None) -> Array | None:
+    """Return what a Pad fills in where it is not said: zero, of the type of ``x``."""
+    dtype = None if x is None else x.dtype
+    return np.zeros((), dtype.numpy()) if dtype in _PRECISION and dtype is not None else None
+
+
 def pad(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bool) -> Outcome:
     """Pad: copies of values pass. A constant v passes where it stays one value: a·v + b back, (v − b)/a on."""
     constants = context.reading.constants
@@ -254,7 +261,7 @@ def pad(node: ir.Node, place: int, f: Spread, context: Context, *, backward: boo
         return "pads with a value that is not known"
     if (f.scale * fill + f.shift == fill).all():
         return passed
-    array = constants.array(value)
+    array = constants.array(value) if value is not None or context.reading.opset < 11 else _zero(input_at(node, 0))
     if array is None or not (backward or f.scale.all()):
         return f"pads with {fill:g}, which the map would change"
     image = f.scale * fill + f.shift if backward else (fill - f.shift) / f.scale

@@ -28,6 +28,10 @@ Array = npt.NDArray[np.generic]
 Operator = Callable[["Net", str], "str | None"]
 
 
+OPSETS = (9, 9, 11, 13, 18, 18, 21, 23)
+"""Upsample ended with 9; axes, pads and parts became inputs at 11, 13 and 18."""
+
+
 class Net:
     """A graph under construction; the shape of every value is known here, not in the model."""
 
@@ -37,6 +41,7 @@ class Net:
         self.constants: list[onnx.TensorProto] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.read: set[str] = set()
+        self.opset = int(self.random.choice(OPSETS))
         channels = int(self.random.choice([2, 4, 6]))
         size = int(self.random.choice([4, 5, 6]))
         self.shapes["x"] = (2, channels, size, size)
@@ -65,6 +70,12 @@ class Net:
         self.read.update(inputs)
         return names
 
+    def by_axes(self, op: str, x: str, axes: list[int], shape: tuple[int, ...], since: int, **attributes: Any) -> str:
+        """Add an operator whose axes are an input since one opset, and an attribute below."""
+        if self.opset < since:
+            return self.add(op, [x], shape, axes=axes, **attributes)
+        return self.add(op, [x, self.constant(np.array(axes, np.int64))], shape, **attributes)
+
     def model(self) -> onnx.ModelProto:
         used = {name for node in self.nodes for name in node.input}
         ends = [name for name in self.shapes if name not in used]
@@ -76,7 +87,7 @@ class Net:
             [helper.make_tensor_value_info(name, TensorProto.DOUBLE, self.shapes[name]) for name in ends],
             self.constants,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9)
         return onnx.shape_inference.infer_shapes(model) if self.chance(0.5) else model
 
 
@@ -113,7 +124,11 @@ def linear(net: Net, x: str) -> str | None:
         left = net.chance(0.15)
         inner, rows = (shape[0], shape[1]) if left else (shape[1], shape[0])
         weight = net.normal(*((out, inner) if transposed else (inner, out)))
-        inputs = [x, weight, *([net.normal(*((out,) if net.chance(0.7) else (rows, out)))] if net.chance(0.5) else [])]
+        inputs = [
+            x,
+            weight,
+            *([net.normal(*((out,) if net.chance(0.7) else (rows, out)))] if net.opset < 11 or net.chance(0.5) else []),
+        ]
         attributes = {"alpha": 0.5, "beta": float(net.pick(0, 1, 2))} if net.chance(0.5) else {}
         return net.add("Gemm", inputs, (rows, out), transB=int(transposed), transA=int(left), **attributes)
     if len(shape) < 2:
@@ -162,13 +177,12 @@ def pool(net: Net, x: str) -> str | None:
     shape = net.shapes[x]
     if len(shape) != 4 or min(shape[2:]) < 2:
         return None
-    pad, counted, ceil = net.pick(0, 1), net.pick(0, 1), 0
+    pad, counted = net.pick(0, 1), net.pick(0, 1)
     out = tuple(size + 2 * pad - 1 for size in shape[2:])
     if net.chance(0.5):
         return net.add(
-            "AveragePool", [x], (*shape[:2], *out), kernel_shape=[2, 2], pads=[pad] * 4, count_include_pad=counted,
-            ceil_mode=ceil,
-        )  # fmt: skip
+            "AveragePool", [x], (*shape[:2], *out), kernel_shape=[2, 2], pads=[pad] * 4, count_include_pad=counted
+        )
     return net.add("MaxPool", [x], (*shape[:2], *out), kernel_shape=[2, 2], pads=[pad] * 4)
 
 
@@ -183,7 +197,9 @@ def whole(net: Net, x: str) -> str | None:
     axes = [[2, 3], [-1], [1, 2, 3], [0]][net.pick(0, 0, 1, 1, 2, 3)]
     gone = {axis % 4 for axis in axes}
     kept = tuple(1 if axis in gone else size for axis, size in enumerate(shape) if keep or axis not in gone)
-    return net.add("ReduceMean", [x, net.constant(np.array(axes, np.int64))], kept, keepdims=keep)
+    if net.opset < 11:
+        axes = [axis % 4 for axis in axes]
+    return net.by_axes("ReduceMean", x, axes, kept, 18, keepdims=keep)
 
 
 def last_axis(net: Net, x: str) -> str | None:
@@ -224,9 +240,9 @@ def reshape(net: Net, x: str) -> str | None:
         return _to(net, x, (shape[0] * shape[1], shape[2]))
     if kind == 4 and 1 in shape and len(shape) > 2:
         axis = shape.index(1)
-        return net.add("Squeeze", [x, net.constant(np.array([axis], np.int64))], shape[:axis] + shape[axis + 1 :])
+        return net.by_axes("Squeeze", x, [axis], shape[:axis] + shape[axis + 1 :], 13)
     if kind == 5 and len(shape) < 4:
-        return net.add("Unsqueeze", [x, net.constant(np.array([len(shape)], np.int64))], (*shape, 1))
+        return net.by_axes("Unsqueeze", x, [len(shape)], (*shape, 1), 13)
     if len(shape) == 2 and shape[1] % 2 == 0:
         return _to(net, x, (shape[0], shape[1] // 2, 2))
     return None
@@ -256,9 +272,9 @@ def wrap(net: Net, x: str) -> str | None:
     if len(shape) > 4:
         return None
     axis = net.pick(*range(len(shape) + 1))
-    axes = net.constant(np.array([axis if net.chance(0.5) else axis - len(shape) - 1], np.int64))
-    y = net.add("Unsqueeze", [x, axes], (*shape[:axis], 1, *shape[axis:]))
-    return net.add("Squeeze", [y, axes], shape) if len(shape) == 4 or net.chance(0.8) else y
+    axes = [axis if net.opset < 11 or net.chance(0.5) else axis - len(shape) - 1]
+    y = net.by_axes("Unsqueeze", x, axes, (*shape[:axis], 1, *shape[axis:]), 13)
+    return net.by_axes("Squeeze", y, axes, shape, 13) if len(shape) == 4 or net.chance(0.8) else y
 
 
 def shuffle(net: Net, x: str) -> str | None:
@@ -280,7 +296,8 @@ def depth(net: Net, x: str) -> str | None:
             x, shape = net.add("Conv", [x, net.normal(8, shape[1], 1, 1)], (shape[0], 8, *shape[2:])), (shape[0], 8, *shape[2:])  # fmt: skip
         mode = ("DCR", "CRD")[net.pick(0, 1)]
         out = (shape[0], shape[1] // 4, shape[2] * 2, shape[3] * 2)
-        return net.add("DepthToSpace", [x], out, blocksize=2, mode=mode) if max(shape) < 12 else None
+        named = {"mode": mode} if net.opset >= 11 else {}
+        return net.add("DepthToSpace", [x], out, blocksize=2, **named) if max(shape) < 12 else None
     if shape[2] % 2 == 0 and shape[3] % 2 == 0 and shape[1] < 8:
         return net.add("SpaceToDepth", [x], (shape[0], shape[1] * 4, shape[2] // 2, shape[3] // 2), blocksize=2)
     return None
@@ -292,11 +309,15 @@ def resize(net: Net, x: str) -> str | None:
         return None
     mode = ("nearest", "linear", "cubic")[net.pick(0, 1, 2)]
     out = (*shape[:2], shape[2] * 2, shape[3] * 2)
+    if net.opset < 11:
+        scales = net.constant(np.array([1, 1, 2, 2], np.float32))
+        return net.add("Upsample", [x, scales], out, mode="nearest")  # onnx.reference knows no other
+    none = "" if net.opset >= 13 else net.constant(np.array([], np.float32))  # what is not given became optional
     if net.chance(0.5):
         scales = net.constant(np.array([1, 1, 2, 2], np.float32))
-        return net.add("Resize", [x, "", scales], out, mode=mode)
+        return net.add("Resize", [x, none, scales], out, mode=mode)
     sizes = net.constant(np.array(out, np.int64))
-    return net.add("Resize", [x, "", "", sizes], out, mode=mode, coordinate_transformation_mode="asymmetric")
+    return net.add("Resize", [x, none, none, sizes], out, mode=mode, coordinate_transformation_mode="asymmetric")
 
 
 def pad(net: Net, x: str) -> str | None:
@@ -306,10 +327,20 @@ def pad(net: Net, x: str) -> str | None:
     mode = ("reflect", "edge", "constant", "constant")[net.pick(0, 1, 2, 3)]
     along_channels = mode == "constant" and net.chance(0.2)
     amounts = [0, int(along_channels), 1, 0, 0, 0, 0, 1]
+    if net.opset < 11:
+        out = (shape[0], shape[1] + int(along_channels), shape[2] + 1, shape[3] + 1)
+        return net.add("Pad", [x], out, pads=amounts, mode=mode, value=float(net.pick(0, 1)))
     inputs = [x, net.constant(np.array(amounts, np.int64))]
     if mode == "constant" and net.chance(0.5):
         inputs.append(net.constant(np.array(float(net.pick(0, 1)), np.float64)))
     return net.add("Pad", inputs, (shape[0], shape[1] + int(along_channels), shape[2] + 1, shape[3] + 1), mode=mode)
+
+
+def divide(net: Net, x: str, sizes: list[int], shapes: list[tuple[int, ...]], axis: int) -> list[str]:
+    """Split, whose sizes are an input since opset 13."""
+    if net.opset < 13:
+        return net.several("Split", [x], shapes, axis=axis, split=sizes)
+    return net.several("Split", [x, net.constant(np.array(sizes, np.int64))], shapes, axis=axis)
 
 
 def choose(net: Net, x: str) -> str | None:
@@ -326,13 +357,13 @@ def choose(net: Net, x: str) -> str | None:
 
     if kind == 0:
         sizes = [1, size - 1]
-        parts = net.several(
-            "Split", [x, net.constant(np.array(sizes, np.int64))], [resized(part) for part in sizes], axis=axis
-        )
+        parts = divide(net, x, sizes, [resized(part) for part in sizes], axis)
         if net.chance(0.3):
             second = norm(net, parts[1]) or parts[1]
             return net.add("Concat", [second, parts[0]], shape, axis=axis)
         return parts[net.pick(0, 1)]
+    if kind == 1 and net.opset < 10:
+        return net.add("Slice", [x], resized(size - 1), starts=[1], ends=[2**31], axes=[axis])
     if kind == 1:
         rows: list[list[int]] = [[1], [2**31], [axis], [1]]
         if net.chance(0.4):
@@ -340,7 +371,7 @@ def choose(net: Net, x: str) -> str | None:
         kept = len(range(size)[rows[0][0] : None if rows[3][0] < 0 else size : rows[3][0]])
         return net.add("Slice", [x, *(net.constant(np.array(row, np.int64)) for row in rows)], resized(kept))
     count = net.pick(1, 2, 3)
-    indices = net.random.integers(-size, size, count)
+    indices = net.random.integers(0 if net.opset < 11 else -size, size, count)
     return net.add("Gather", [x, net.constant(indices)], resized(count), axis=axis)
 
 
@@ -421,7 +452,8 @@ def arithmetic(net: Net, x: str) -> str | None:
 
 def stop(net: Net, x: str) -> str | None:
     """What no affine map passes."""
-    return net.add(("Sigmoid", "Tanh", "Elu", "HardSwish")[net.pick(0, 1, 2, 3)], [x], net.shapes[x])
+    op = ("Sigmoid", "Tanh", "Elu", "HardSwish")[net.pick(0, 1, 2, 3)]
+    return net.add("Elu" if net.opset < 14 and op == "HardSwish" else op, [x], net.shapes[x])
 
 
 def ahead(net: Net, x: str) -> str | None:
@@ -433,17 +465,12 @@ def ahead(net: Net, x: str) -> str | None:
     assert n is not None
     if shape[1] % 4 == 0 and max(shape) < 10 and net.chance(0.6):
         mode, out = ("DCR", "CRD")[net.pick(0, 1)], (shape[0], shape[1] // 4, shape[2] * 2, shape[3] * 2)
-        y = net.add("DepthToSpace", [n], out, blocksize=2, mode=mode)
+        y = net.add("DepthToSpace", [n], out, blocksize=2, **({"mode": mode} if net.opset >= 11 else {}))
         return net.add("Conv", [y, net.normal(4, out[1], 1, 1)], (out[0], 4, *out[2:]))
     if shape[1] < 2:
         return None
     sizes = [1, shape[1] - 1]
-    parts = net.several(
-        "Split",
-        [n, net.constant(np.array(sizes, np.int64))],
-        [(shape[0], size, *shape[2:]) for size in sizes],
-        axis=1,
-    )
+    parts = divide(net, n, sizes, [(shape[0], size, *shape[2:]) for size in sizes], 1)
     ends = [
         net.add("Conv", [part, net.normal(4, size, 1, 1)], (shape[0], 4, *shape[2:]))
         for part, size in zip(parts, sizes, strict=True)
@@ -451,9 +478,21 @@ def ahead(net: Net, x: str) -> str | None:
     return net.add("Add", ends, net.shapes[ends[0]])
 
 
+def parted(net: Net, x: str) -> str | None:
+    """A norm whose shift can go back and whose scale can go on."""
+    shape = net.shapes[x]
+    if len(shape) != 4 or min(shape[2:]) < 2:
+        return None
+    c = net.add("Conv", [x, net.normal(4, shape[1], 1, 1)], (shape[0], 4, *shape[2:]))
+    p = net.add("MaxPool", [c], (shape[0], 4, shape[2] - 1, shape[3] - 1), kernel_shape=[2, 2])
+    n = norm(net, p)
+    assert n is not None
+    return net.add("Conv", [n, net.normal(2, 4, 3, 3)], (shape[0], 2, shape[2] - 1, shape[3] - 1), pads=[1] * 4)
+
+
 PASSES: tuple[Operator, ...] = (
     identity, last_axis, rectify, rectify, cast, pool, pool, whole, whole, transpose, transpose_there_and_back, reshape, reshape,
-    reshape, flatten, wrap, rectify, shuffle, depth, depth, depth, depth, rectify, resize, pad, pad, choose, choose, choose, join, join, total, total, total, beside, whole, arithmetic, ahead, pool,
+    reshape, flatten, wrap, rectify, shuffle, depth, depth, depth, depth, rectify, resize, pad, pad, choose, choose, choose, join, join, total, total, total, beside, whole, arithmetic, ahead, pool, parted,
 )  # fmt: skip
 
 
@@ -469,6 +508,8 @@ def random_graph(seed: int, most: int = 40) -> onnx.ModelProto:
             linear,
             *(PASSES[net.pick(*range(len(PASSES)))] for _ in range(net.pick(0, 1, 1, 1, 2, 3))),
         ]
+        if net.opset == 9 and net.chance(0.1):
+            order.append(resize)
         order.append(norm)
         if net.chance(0.45):
             order.reverse()
@@ -526,6 +567,6 @@ def count_rules(moves: list[Move]) -> Counter[str]:
             names |= {f"{arrow} {node.op_type}" for node in plan.through}
             names |= {f"{arrow} into {node.op_type}" for node, _ in plan.linears}
             names |= {f"{arrow} vanishes: {node.op_type}" for node, _ in plan.gone}
-            names |= {f"{arrow} leaves {' '.join(rest.operators)}" for rest in plan.rests}
+            names |= {f"{arrow} rest" for _ in plan.rests}
         counts.update(names | ({"halves"} if move.back.nodes and move.on.nodes else set()))
     return counts

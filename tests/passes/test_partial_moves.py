@@ -88,6 +88,17 @@ def test_a_scale_of_zero_cannot_come_behind_its_shift() -> None:
     assert (first.shift.tolist(), second.scale.tolist()) == ([[0.25, 1.5]], [[4.0, 2.0]])
 
 
+def test_a_pad_whose_value_is_not_said_is_given_one() -> None:
+    """One shift for all channels: what is filled in becomes it."""
+    arrays = {"W": W, "A": ints(0, 0, 1, 1, 0, 0, 2, 0), **rows(4)}
+    arrays["b"], arrays["m"] = np.full(4, 0.7, np.float32), np.zeros(4, np.float32)
+    text = f"g (float[2,3,8,6] x) => (float[a,b,c,d] y) {{ c = Conv (x, W) e = Pad (c, A) y = {BN.format('e')} }}"
+    proto = onnx.shape_inference.infer_shapes(build(text, arrays, opset=18))
+    fused, _ = fuse(proto)
+    assert operators(fused) == "Conv Pad"
+    assert_same(proto, fused)
+
+
 def test_halves_of_float16_stay_together() -> None:
     """Between scale and shift a float16 may leave its range where the norm's own result did not."""
     body = f"c = Conv (x, W) p = {POOL} (c) n = {BN.format('p')} y = Conv <pads = [1,1,1,1]> (n, V)"
