@@ -78,7 +78,7 @@ def test_fuse_at_another_opset(form: str, tmp_path: Path, capsys: pytest.Capture
 
 def test_an_opset_without_equivalent_names_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
-    text = 'g (float[2,3] x) => (float[3,2] y) { [turn] y = Einsum <equation="ij->ji"> (x) }'
+    text = 'g (float[3,3] x) => (float[3] y) { [turn] y = Einsum <equation="ii->i"> (x) }'
     onnx.save(build(text, {}, opset=17), source)
     assert call("fuse", source, "-o", out, "--opset", 11) == 2
     assert capsys.readouterr().err == "error: Einsum at node 'turn' has no equivalent at opset 11\n"
