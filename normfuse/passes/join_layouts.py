@@ -112,11 +112,15 @@ def _leaves_one(dims: tuple[int | None, ...]) -> bool:
 
 
 def _target(node: ir.Node, sizes: Sizes, reading: Reading) -> tuple[int, ...] | None:
-    """Return the shape that a Reshape would take in the place of ``node``, whatever the shape of its operand."""
+    """Return the shape that a Reshape would take in the place of ``node``, whatever the shape of its operand.
+
+    The first size is left to the runtime where the others say it: files state sizes of one sample that a batch then breaks.
+    """
+    stated = reading.constants.integers(input_at(node, 1)) if is_op(node, "Reshape") else None
+    if stated is not None and 0 not in stated:
+        return stated
     after = sizes.of(node.outputs[0])
-    if after is not None and _leaves_one(after):
-        return tuple(-1 if size is None else size for size in after)
-    if not is_op(node, "Reshape"):
+    if after is None or not _leaves_one(after):
         return None
-    target = reading.constants.integers(input_at(node, 1))
-    return None if target is None or 0 in target else target
+    known = tuple(-1 if size is None else size for size in after)
+    return known if -1 in known else (-1, *known[1:]) if known else known

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import normfuse
 from tests.folding import Array, assert_same, build, count, fuse, normal, parameters
@@ -96,3 +98,16 @@ def test_the_reshapes_of_a_norm_are_its_own() -> None:
     assert count(fused, "InstanceNormalization") == 1
     assert [record.norm for record in normfuse.inspect(fused).norms] == ["group"]
     assert_same(original, fused)
+
+
+def test_a_size_that_is_stated_of_one_sample_is_not_written_down() -> None:
+    """Inner values state the batch of the export; its inputs were made dynamic afterwards."""
+    original = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[N,8] x, int64[2] s) => (float[N,8] y) <float[1,8] b> '
+        "{ flat = Constant <value_ints = [-1, 4, 2]> ()  a = Reshape (x, flat)  b = Reshape (a, s)  y = Relu (b) }"
+    )
+    fused, _ = fuse(original)
+    assert [node.op_type for node in fused.graph] == ["Reshape", "Relu"]
+    x = np.arange(-12, 12, dtype=np.float32).reshape(3, 8)
+    (y,) = ReferenceEvaluator(ir.to_proto(fused)).run(None, {"x": x, "s": np.array([3, 8])})
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
