@@ -114,7 +114,7 @@ def assert_settled(moved: ir.Model) -> None:
     """Assert that what was written is read back, and that no norm is found in it any more."""
     _, report = fuse(ir.to_proto(moved))
     assert not report.norms
-    assert {rewrite.kind for rewrite in report.rewrites} <= {"merge-branches"}
+    assert {rewrite.kind for rewrite in report.rewrites} <= {"merge-branches", "join-layouts"}
 
 
 def test_branches_merge_behind_a_norm_that_moved() -> None:
