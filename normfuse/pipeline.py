@@ -24,7 +24,7 @@ from normfuse.memory import uncollected
 from normfuse.passes.convert_opset import convert_opset
 from normfuse.passes.functions import inline_functions
 from normfuse.passes.prepare import assume_inference, check_opset, freeze_inputs
-from normfuse.passes.work import measure_work
+from normfuse.passes.work import Meter
 from normfuse.report.records import Change, FusionReport, NormRecord, Rewrite
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
@@ -145,10 +145,11 @@ def _fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionR
     for graph, _ in list(bodies(model)):
         make_weights(graph, constants, editor, ledger)
     with inferred_shapes(model):
-        work_before = measure_work(model)
+        meter = Meter()
+        work_before = meter.measure(model)
         for graph, opset in list(bodies(model)):
             found.extend(fuse_graph(graph, opset, target, constants, editor, ledger))
-        work_after = measure_work(model)
+        work_after = meter.measure(model)
     for record, root in found:
         records.append(replace(record, plan=ledger.plans.get(root, "keep")))
     if dependent := sorted((options.only or frozenset()) - ledger.ids):

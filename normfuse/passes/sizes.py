@@ -29,6 +29,13 @@ class Sizes:
         """Return the size of each axis, None for an unknown one; None where not even the rank is known."""
         if value is None:
             return None
+        if value in self._known:
+            return self._known[value]
+        dims = self._look(value)
+        self._known[value] = dims
+        return dims
+
+    def _look(self, value: ir.Value) -> Dims | None:
         stated = _stated(value)
         if stated is not None and None not in stated:
             return stated
@@ -40,7 +47,7 @@ class Sizes:
             self._visited.add(graph)
             for node in graph:
                 self._visit(node)
-        return self._known.get(value, self._fallback(value))
+        return self._known[value] if value in self._known else self._fallback(value)
 
     def _fallback(self, value: ir.Value) -> Dims | None:
         stated = _stated(value)
@@ -52,7 +59,12 @@ class Sizes:
     def _visit(self, node: ir.Node) -> None:
         outputs = self._outputs(node) if is_standard(node) and not has_parameters(node) else None
         for index, output in enumerate(node.outputs):
+            if output in self._known:
+                continue
             found = outputs[index] if outputs is not None and index < len(outputs) else None
+            if found is not None and output.shape is None:
+                self._known[output] = found
+                continue
             other = self._fallback(output)
             if found is None or other is None or len(found) != len(other):
                 self._known[output] = other if other is not None else found

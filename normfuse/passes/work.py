@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -27,40 +28,62 @@ _BYTES_OF_UNKNOWN = 4
 """Of a value whose type is not stated: float32."""
 
 
-def measure_work(model: ir.Model) -> Work:
-    """Return the work of one run of ``model``, each body of a branch or a loop counted once.
+class Meter:
+    """Measures a model before and after a change; what the change left alone is looked at once.
 
-    Multiply-adds: of Conv, ConvTranspose, Gemm and MatMul, and one for each element of a result of Add, Sub, Sum, Mul, Div,
-    Neg and BatchNormalization; other operators count none. Bytes: what each operator reads, weights included, and writes;
-    views (Reshape and its kin) count none. A size that is known only when the model runs counts as 1, so that the figures
-    are those of one sample. None where the rank of a value that counts is not known. Changes nothing.
+    A value keeps its sizes and its type through every rewrite, and an operator its sizes.
     """
-    constants = Constants(model)
-    parameters, products, moved = 0, _Sum(), _Sum()
-    symbolic = False
-    for graph, opset in bodies(model):
-        parameters += sum(_size(value) for value in graph.initializers.values())
-        sizes = Sizes(Reading(opset, constants, Ranks(constants), False))
-        for node in graph:
-            if node.op_type in _VIEWS and is_standard(node):
-                continue
-            values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name != ""]
-            dims = [sizes.of(value) for value in values]
-            symbolic = symbolic or any(None in known for known in dims if known is not None)
-            products.add(multiply_adds(node, sizes.of))
-            for value, known in zip(values, dims, strict=True):
-                moved.add(None if known is None else _count(known) * _bytes(value))
-    return Work(products.total, parameters, moved.total, symbolic)
-
-
-class _Sum:
-    """A sum that is not known as soon as one term is not."""
 
     def __init__(self) -> None:
-        self.total: int | None = 0
+        self._bytes: dict[ir.Value, int | None] = {}
+        self._products: dict[ir.Node, int | None] = {}
+        self._symbolic: set[ir.Value] = set()
+        self._parameters: dict[ir.Value, int] = {}
 
-    def add(self, term: int | None) -> None:
-        self.total = None if self.total is None or term is None else self.total + term
+    def measure(self, model: ir.Model) -> Work:
+        """Return the work of one run of ``model``, each body of a branch or a loop counted once. Changes nothing.
+
+        Multiply-adds: of Conv, ConvTranspose, Gemm and MatMul, and one for each element of a result of Add, Sub, Sum, Mul,
+        Div, Neg and BatchNormalization; other operators count none. Bytes: what each operator reads, weights included, and
+        writes; views (Reshape and its kin) count none. A size that is known only when the model runs counts as 1, so that
+        the figures are those of one sample. None where the rank of a value that counts is not known.
+        """
+        constants = Constants(model)
+        parameters = 0
+        products: list[int | None] = []
+        moved: list[int | None] = []
+        symbolic = False
+        for graph, opset in bodies(model):
+            sizes = Sizes(Reading(opset, constants, Ranks(constants), False))
+            for initializer in graph.initializers.values():
+                if initializer not in self._parameters:
+                    self._parameters[initializer] = _parameters(initializer, sizes)
+                parameters += self._parameters[initializer]
+            for node in graph:
+                if node.op_type in _VIEWS and is_standard(node):
+                    continue
+                if node not in self._products:
+                    self._products[node] = multiply_adds(node, sizes.of)
+                products.append(self._products[node])
+                for value in (*node.inputs, *node.outputs):
+                    if value is None or value.name == "":
+                        continue
+                    if value not in self._bytes:
+                        self._look(value, sizes)
+                    moved.append(self._bytes[value])
+                    symbolic = symbolic or value in self._symbolic
+        return Work(_sum(products), parameters, _sum(moved), symbolic)
+
+    def _look(self, value: ir.Value, sizes: Sizes) -> None:
+        dims = sizes.of(value)
+        self._bytes[value] = None if dims is None else _count(dims) * _itemsize(value.dtype)
+        if dims is not None and None in dims:
+            self._symbolic.add(value)
+
+
+def _sum(terms: list[int | None]) -> int | None:
+    """Return a sum that is not known where one term is not."""
+    return None if None in terms else sum(term for term in terms if term is not None)
 
 
 def multiply_adds(node: ir.Node, of: Callable[[ir.Value | None], Dims | None]) -> int | None:
@@ -88,8 +111,8 @@ def _count(dims: Dims) -> int:
     return math.prod(1 if size is None else size for size in dims)
 
 
-def _bytes(value: ir.Value) -> int:
-    dtype = value.dtype
+@functools.cache
+def _itemsize(dtype: ir.DataType | None) -> int:
     if dtype is None:
         return _BYTES_OF_UNKNOWN
     try:
@@ -98,7 +121,7 @@ def _bytes(value: ir.Value) -> int:
         return _BYTES_OF_UNKNOWN
 
 
-def _size(value: ir.Value) -> int:
+def _parameters(initializer: ir.Value, sizes: Sizes) -> int:
     """Return how many floating-point numbers an initializer holds."""
-    tensor = value.const_value
-    return 0 if tensor is None or not tensor.dtype.is_floating_point() else math.prod(tensor.shape.numpy())
+    dtype, dims = initializer.dtype, sizes.of(initializer)
+    return 0 if dims is None or dtype is None or not dtype.is_floating_point() else _count(dims)

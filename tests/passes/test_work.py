@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from normfuse.passes.work import measure_work
+from normfuse.passes.work import Meter
 from normfuse.report.records import Work
 from tests.folding import Array, build, fuse, normal, parameters
 from tests.passes.test_move_affine import ints
@@ -37,7 +37,7 @@ CASES: list[tuple[str, str, str, dict[str, Array], Work]] = [
 def test_by_hand(inputs: str, body: str, arrays: dict[str, Array], work: Work) -> None:
     kind = inputs.partition("[")[0]
     axes = ",".join("abcde"[: 3 if "5] x" in inputs or "2,5,3" in inputs else 2 if inputs.count(",") == 1 else 4])
-    found = measure_work(ir.from_proto(build(f"g ({inputs}) => ({kind}[{axes}] y) {{ {body} }}", arrays, opset=18)))
+    found = Meter().measure(ir.from_proto(build(f"g ({inputs}) => ({kind}[{axes}] y) {{ {body} }}", arrays, opset=18)))
     assert (found.multiply_adds, found.parameters) == (work.multiply_adds, work.parameters)
     if work.moved is not None:
         assert found.moved == work.moved
@@ -64,5 +64,5 @@ def test_what_is_not_known_is_said() -> None:
     proto = build("g (float[2,3] x) => (float[a,b] y) { y = Gemm (x, W) }", {"W": normal(3, 7)})
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     proto.graph.output[0].type.tensor_type.ClearField("shape")
-    assert measure_work(ir.from_proto(proto)) == Work(None, 21, None, True)
+    assert Meter().measure(ir.from_proto(proto)) == Work(None, 21, None, True)
     assert "unknown multiply-adds, 21 → 21 parameters, unknown bytes moved" in fuse(proto)[1].table()
