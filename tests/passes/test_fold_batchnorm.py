@@ -310,6 +310,8 @@ DECLINED = [
      "Relu 'Relu → c' passes no shift"),
     ("quantiser between", f"k = Conv (x, W)  q = QuantizeLinear (k, o, z)  c = DequantizeLinear (q, o, z)  y = {BN}", 17,
      "no affine map passes DequantizeLinear 'DequantizeLinear → c'"),
+    ("computed term between", f"k = Conv (x, W)  e = ReduceMax <axes = [1,2,3]> (x)  c = Add (k, e)  y = {BN}", 17,
+     "Add 'Add → c' between it and Conv 'Conv → k' is no per-channel constant"),
     ("graph input", "y = BatchNormalization (x, s3, b3, m3, v3)", 17, "'x' is an input of the graph"),
     ("weight is computed", f"w = Relu (R)  c = Conv (x, w)  y = {BN}", 17,
      "the weight 'w' of Conv 'Conv → c' is computed by Relu 'w'"),
