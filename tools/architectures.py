@@ -11,7 +11,7 @@ from typing import Any
 Built = tuple[Any, tuple[Any, ...]]
 
 
-def _image(*shape: int) -> Any:
+def image(*shape: int) -> Any:
     import torch
 
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
@@ -22,7 +22,7 @@ def transformers_resnet() -> Built:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic")
-    return ResNetForImageClassification(config), (_image(2, 3, 64, 64),)
+    return ResNetForImageClassification(config), (image(2, 3, 64, 64),)
 
 
 def transformers_segformer() -> Built:
@@ -30,7 +30,7 @@ def transformers_segformer() -> Built:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     config = SegformerConfig(hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=16, depths=[1, 1, 1, 1])
-    return SegformerForSemanticSegmentation(config), (_image(1, 3, 64, 64),)
+    return SegformerForSemanticSegmentation(config), (image(1, 3, 64, 64),)
 
 
 def transformers_bert() -> Built:
@@ -103,7 +103,7 @@ def transformers_convnextv2() -> Built:
     from transformers import ConvNextV2Config, ConvNextV2Model
 
     config = ConvNextV2Config(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
-    return ConvNextV2Model(config), (_image(1, 3, 64, 64),)
+    return ConvNextV2Model(config), (image(1, 3, 64, 64),)
 
 
 def transformers_wav2vec2() -> Built:
@@ -122,7 +122,7 @@ def transformers_wav2vec2() -> Built:
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
     )
-    return Wav2Vec2Model(config), (_image(1, 800),)
+    return Wav2Vec2Model(config), (image(1, 800),)
 
 
 def diffusers_unet2d() -> Built:
@@ -135,7 +135,7 @@ def diffusers_unet2d() -> Built:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
     )  # fmt: skip
-    return model, (_image(1, 3, 16, 16), torch.tensor([7]))
+    return model, (image(1, 3, 16, 16), torch.tensor([7]))
 
 
 def diffusers_autoencoder() -> Built:
@@ -149,7 +149,7 @@ def diffusers_autoencoder() -> Built:
         norm_num_groups=8,
         sample_size=16,
     )
-    return model, (_image(1, 3, 16, 16),)
+    return model, (image(1, 3, 16, 16),)
 
 
 def diffusers_dit() -> Built:
@@ -166,7 +166,7 @@ def diffusers_dit() -> Built:
         sample_size=8,
         norm_num_groups=4,
     )
-    return model, (_image(1, 4, 8, 8), torch.tensor([7]), torch.tensor([3]))
+    return model, (image(1, 4, 8, 8), torch.tensor([7]), torch.tensor([3]))
 
 
 def diffusers_sd3() -> Built:
@@ -188,7 +188,7 @@ def diffusers_sd3() -> Built:
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
-    return model, (_image(1, 4, 8, 8), _image(1, 6, 16), _image(1, 16), torch.tensor([7]))
+    return model, (image(1, 4, 8, 8), image(1, 6, 16), image(1, 16), torch.tensor([7]))
 
 
 def monai_unet_batch() -> Built:
@@ -196,7 +196,7 @@ def monai_unet_batch() -> Built:
     from monai.networks.nets import UNet
 
     model = UNet(2, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), num_res_units=1, norm="BATCH")
-    return model, (_image(2, 1, 32, 32),)
+    return model, (image(2, 1, 32, 32),)
 
 
 def monai_unet_instance() -> Built:
@@ -206,84 +206,84 @@ def monai_unet_instance() -> Built:
     model = UNet(
         3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), norm=("INSTANCE", {"affine": True})
     )
-    return model, (_image(1, 1, 16, 16, 16),)
+    return model, (image(1, 1, 16, 16, 16),)
 
 
 def monai_segresnet_group() -> Built:
     """SegResNet of monai with GroupNorm, 3-D."""
     from monai.networks.nets import SegResNet
 
-    return SegResNet(3, init_filters=8, in_channels=1, out_channels=2), (_image(1, 1, 16, 16, 16),)
+    return SegResNet(3, init_filters=8, in_channels=1, out_channels=2), (image(1, 1, 16, 16, 16),)
 
 
 def monai_segresnet_batch() -> Built:
     """SegResNet of monai with BatchNorm before each activation, 2-D."""
     from monai.networks.nets import SegResNet
 
-    return SegResNet(2, init_filters=8, in_channels=1, out_channels=2, norm="BATCH"), (_image(1, 1, 32, 32),)
+    return SegResNet(2, init_filters=8, in_channels=1, out_channels=2, norm="BATCH"), (image(1, 1, 32, 32),)
 
 
 def timm_bit() -> Built:
     """BiT of timm: GroupNorm and ReLU before each convolution, whose weights are standardised."""
     from tools.without_torchvision import import_timm
 
-    return import_timm().create_model("resnetv2_50x1_bit", num_classes=10), (_image(1, 3, 64, 64),)
+    return import_timm().create_model("resnetv2_50x1_bit", num_classes=10), (image(1, 3, 64, 64),)
 
 
 def timm_repvgg_a0() -> Built:
     """RepVGG-A0 of timm at 224: three branches a block, each with its BatchNorm."""
     from tools.without_torchvision import import_timm
 
-    return import_timm().create_model("repvgg_a0"), (_image(1, 3, 224, 224),)
+    return import_timm().create_model("repvgg_a0"), (image(1, 3, 224, 224),)
 
 
 def timm_mobileone_s0() -> Built:
     """MobileOne-S0 of timm at 224: up to six branches a block, depthwise and pointwise, each with its BatchNorm."""
     from tools.without_torchvision import import_timm
 
-    return import_timm().create_model("mobileone_s0"), (_image(1, 3, 224, 224),)
+    return import_timm().create_model("mobileone_s0"), (image(1, 3, 224, 224),)
 
 
 def pytorchcv_resnet18() -> Built:
     """ResNet-18 of pytorchcv at 224: BatchNorm."""
     from pytorchcv.models.resnet import resnet18
 
-    return resnet18(), (_image(1, 3, 224, 224),)
+    return resnet18(), (image(1, 3, 224, 224),)
 
 
 def pytorchcv_mobilenetv2() -> Built:
     """MobileNetV2 of pytorchcv at 224: BatchNorm, depthwise."""
     from pytorchcv.models.mobilenetv2 import mobilenetv2_w1
 
-    return mobilenetv2_w1(), (_image(1, 3, 224, 224),)
+    return mobilenetv2_w1(), (image(1, 3, 224, 224),)
 
 
 def pytorchcv_densenet121() -> Built:
     """DenseNet-121 of pytorchcv at 224: BatchNorm before each activation."""
     from pytorchcv.models.densenet import densenet121
 
-    return densenet121(), (_image(1, 3, 224, 224),)
+    return densenet121(), (image(1, 3, 224, 224),)
 
 
 def pytorchcv_preresnet18() -> Built:
     """PreResNet-18 of pytorchcv at 224: BatchNorm and Relu before each Conv."""
     from pytorchcv.models.preresnet import preresnet18
 
-    return preresnet18(), (_image(1, 3, 224, 224),)
+    return preresnet18(), (image(1, 3, 224, 224),)
 
 
 def pytorchcv_shufflenetv2() -> Built:
     """ShuffleNetV2 of pytorchcv at 224: BatchNorm, Split, Concat, channel shuffle."""
     from pytorchcv.models.shufflenetv2 import shufflenetv2_wd2
 
-    return shufflenetv2_wd2(), (_image(1, 3, 224, 224),)
+    return shufflenetv2_wd2(), (image(1, 3, 224, 224),)
 
 
 def pytorchcv_ibn_resnet50() -> Built:
     """IBN-ResNet-50 of pytorchcv at 224: Split, InstanceNorm of one half and BatchNorm of the other, Concat."""
     from pytorchcv.models.ibnresnet import ibn_resnet50
 
-    return ibn_resnet50(), (_image(1, 3, 224, 224),)
+    return ibn_resnet50(), (image(1, 3, 224, 224),)
 
 
 def transformers_levit() -> Built:
@@ -291,7 +291,7 @@ def transformers_levit() -> Built:
     from transformers import LevitConfig, LevitForImageClassification
 
     config = LevitConfig(image_size=64, depths=[1, 1, 1], hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4])
-    return LevitForImageClassification(config), (_image(2, 3, 64, 64),)
+    return LevitForImageClassification(config), (image(2, 3, 64, 64),)
 
 
 def csp_block() -> Built:
@@ -311,7 +311,7 @@ def csp_block() -> Built:
             joined = cat((self.out(self.inner(self.one(x))), self.two(x)), 1)
             return self.last(nn.functional.leaky_relu(self.norm(joined), 0.1))
 
-    return Csp(32), (_image(1, 32, 32, 32),)
+    return Csp(32), (image(1, 32, 32, 32),)
 
 
 MODELS: tuple[Callable[[], Built], ...] = (

@@ -25,8 +25,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools import real_models  # noqa: E402
-from tools.real_models import Built, build_environment, exported  # noqa: E402
+from tools import architectures  # noqa: E402
+from tools.architectures import Built  # noqa: E402
+from tools.real_models import build_environment, exported  # noqa: E402
 
 _FLAGS: dict[str, tuple[str, ...]] = {"default": (), "quick": ("--quick",)}
 
@@ -64,21 +65,21 @@ def resnet50() -> Built:
     """ResNet-50 of pytorchcv at 224: BatchNorm."""
     from pytorchcv.models.resnet import resnet50 as build
 
-    return build(), (real_models._image(1, 3, 224, 224),)
+    return build(), (architectures.image(1, 3, 224, 224),)
 
 
 MODELS: tuple[Callable[[], Built], ...] = (
-    real_models.pytorchcv_resnet18,
+    architectures.pytorchcv_resnet18,
     resnet50,
-    real_models.pytorchcv_mobilenetv2,
-    real_models.pytorchcv_densenet121,
-    real_models.pytorchcv_ibn_resnet50,
-    real_models.timm_repvgg_a0,
-    real_models.transformers_convnextv2,
-    real_models.transformers_segformer,
-    real_models.diffusers_unet2d,
-    real_models.monai_segresnet_group,
-    real_models.transformers_llama,
+    architectures.pytorchcv_mobilenetv2,
+    architectures.pytorchcv_densenet121,
+    architectures.pytorchcv_ibn_resnet50,
+    architectures.timm_repvgg_a0,
+    architectures.transformers_convnextv2,
+    architectures.transformers_segformer,
+    architectures.diffusers_unet2d,
+    architectures.monai_segresnet_group,
+    architectures.transformers_llama,
     bert_base,
     gpt2_medium,
     llama_600m,
