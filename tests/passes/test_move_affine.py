@@ -222,10 +222,10 @@ FORWARD_DECLINED = [
     ("body", "arrays", "reason"), [case[1:] for case in FORWARD_DECLINED], ids=[case[0] for case in FORWARD_DECLINED]
 )
 def test_declines_forward(body: str, arrays: dict[str, Array], reason: str) -> None:
-    proto = model(f"n = {BN.format('x')} {body}", arrays, 3, "any")
+    proto = model(f"z = Sigmoid (x) n = {BN.format('z')} {body}", arrays, 3, "any")
     _, moves, reasons = move_all(proto)
     assert not moves
-    assert reasons == [f"back: 'x' is an input of the graph; on: {reason}"]
+    assert reasons == [f"back: no affine map passes Sigmoid 'Sigmoid → z'; on: {reason}"]
 
 
 def test_leaves_a_far_mean() -> None:
