@@ -87,8 +87,9 @@ def test_the_snippet_of_the_readme_runs(tmp_path: Path) -> None:
     model.functions.clear()
     normfuse.save(model, tmp_path / "fused.onnx")
     library = find_library().path
+    assert library is not None
     result = subprocess.run(
-        [tmp_path / "main", str(library)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [tmp_path / "main", str(library.resolve())], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout == "result\n"
