@@ -98,6 +98,17 @@ def test_a_pad_whose_value_is_not_said_is_given_one() -> None:
     assert_same(proto, fused)
 
 
+def test_a_pad_behind_the_norm_gets_what_becomes_its_value() -> None:
+    """One map for all channels: the norm makes the constant of what is padded in its place."""
+    arrays: dict[str, Array] = {"W": W, "A": ints(0, 0, 1, 1, 0, 0, 2, 0), "F": np.array(0.4, np.float32),
+              **{name: np.full(3, value, np.float32) for name, value in (("s", 1.7), ("b", 0.6), ("m", 0.3), ("v", 2.0))}}  # fmt: skip
+    text = f"g (float[2,3,8,6] x) => (float[a,b,c,d] y) {{ n = {BN.format('x')} e = Pad (n, A, F) y = Conv (e, W) }}"
+    proto = onnx.shape_inference.infer_shapes(build(text, arrays, opset=18))
+    fused, _ = fuse(proto)
+    assert operators(fused) == "Pad Conv"
+    assert_same(proto, fused)
+
+
 def test_halves_of_float16_stay_together() -> None:
     """Between scale and shift a float16 may leave its range where the norm's own result did not."""
     body = f"c = Conv (x, W) p = {POOL} (c) n = {BN.format('p')} y = Conv <pads = [1,1,1,1]> (n, V)"
