@@ -51,11 +51,14 @@ def outcomes(nodes: list[Node], dtype: str, *, mean: float = 0.5, threads: int =
             yield Outcome(node, magnitude(node, dtype, values), truth, next(by_body), next(by_kernel))
 
 
-def assert_no_worse(outcome: Outcome, dtype: str) -> None:
-    """Assert that the kernel's largest error is at most the body's, and one rounding of what is rounded."""
+def assert_no_worse(outcome: Outcome, dtype: str, *, cancels: bool = False) -> None:
+    """Assert that the kernel's largest error is at most the body's, and one rounding of the largest result.
+
+    cancels: so few results that scale and bias may cancel in the largest; then of what is rounded on the way to it.
+    """
     node, rounded, truth, body, kernel = outcome
     assert kernel.shape == truth.shape
-    rounding = 2 * UNIT[dtype] * rounded
+    rounding = 2 * UNIT[dtype] * (rounded if cancels else float(np.max(np.abs(truth))))
     by_body, by_kernel = (float(np.max(np.abs(result - truth))) for result in (body, kernel))
     assert by_kernel <= by_body + rounding, f"{node} in {dtype}: {by_kernel:.3g}, the body {by_body:.3g}"
 
@@ -70,6 +73,9 @@ CLASSES = {
 }
 """(N, C, ...), groups, axis: the shapes on which every operator runs."""
 
+FEW = ("one element", "one group, one sample")
+"""Of these, results so few that the largest may be small beside its terms."""
+
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("last", [False, True])
@@ -81,7 +87,7 @@ def test_every_operator(shape: str, dtype: str, last: bool) -> None:
     if dtype == "float64":  # onnxruntime has no Erf for it, so that the body of GELU does not load
         nodes = [node for node in nodes if node.activation is not Activation.GELU]
     for outcome in outcomes(nodes, dtype):
-        assert_no_worse(outcome, dtype)
+        assert_no_worse(outcome, dtype, cancels=shape in FEW)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
