@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from normfuse.report.verdict import Check, Verdict
 from normfuse.validate import tolerance
-from normfuse.validate.families import NONFINITE
+from normfuse.validate.families import INFINITY, NAN
 from normfuse.validate.rounding import Array, is_float, largest
 
 _WORST_CHANNELS = 3
@@ -90,7 +90,7 @@ def judge(
             return (label.check(Verdict.NOT_RUN, detail),)
     if not is_float(dtype):
         return (_judge_discrete(samples, label, quantised=quantised),)
-    failure = _judge_classes(samples, dtype, label)
+    failure = None if inputs.startswith(INFINITY) else _judge_classes(samples, dtype, label)
     if failure is not None:
         return (failure,)
     errors = [_errors(sample) for sample in samples]
@@ -186,9 +186,9 @@ def _judge_classes(samples: Sequence[Sample], dtype: ir.DataType, label: _Label)
 
     T finite, in range, and r finite: c must be finite. T finite and r not: c is free. T NaN or ±inf: c in the same
     class. |T| beyond the type's range: the infinity of its sign is allowed. Where the inputs themselves are NaN,
-    NaN and the infinities are one class (:data:`families.NONFINITE`).
+    NaN and the infinities are one class (:data:`families.NAN`).
     """
-    is_one_class = label.inputs.startswith(NONFINITE)
+    is_one_class = label.inputs.startswith(NAN)
     limit = largest(dtype)
     lost = invented = free = 0
     for sample in samples:

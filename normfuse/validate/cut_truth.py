@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from normfuse.validate.call import OracleCannotRun, OracleFailed
 from normfuse.validate.cuts import Cut, cut, is_affordable
-from normfuse.validate.families import NONFINITE
+from normfuse.validate.families import NOT_FINITE
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.pairing import write
 from normfuse.validate.scopes import is_control, is_random, label, random_operator
@@ -46,7 +46,7 @@ def cut_truths(
     chosen = [
         truth
         for index, truth in enumerate(truths)
-        if drawn or (not index and truth.undecided) or (deciding and truth.family.name == NONFINITE)
+        if drawn or (not index and truth.undecided) or (deciding and truth.family.name in NOT_FINITE)
     ]
     if not chosen:
         return None, []

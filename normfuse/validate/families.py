@@ -31,7 +31,8 @@ Transform = Callable[[Array], Array]
 class Aim:
     """One family. transform: from standard normal values. half_only: it says nothing of wider types.
 
-    on_providers: runtimes are held to it. They are not to NaN: kernels of one runtime differ in what a maximum of NaN is.
+    on_providers: runtimes are held to it. They are not to NaN and infinity: kernels of
+    one runtime differ in what a maximum of NaN is.
     """
 
     name: str
@@ -58,17 +59,27 @@ def _with_outliers(x: Array) -> Array:
     return y
 
 
-def _with_nonfinite(x: Array) -> Array:
-    y = x.copy()
-    flat = y.reshape(-1)
-    flat[0] = flat[-1] = np.nan
-    return y
+def _with_ends(value: float) -> Transform:
+    """Return what puts ``value`` in the place of the first and the last element."""
+
+    def transform(x: Array) -> Array:
+        y = x.copy()
+        flat = y.reshape(-1)
+        flat[0] = flat[-1] = value
+        return y
+
+    return transform
 
 
-NONFINITE = "NaN"
-"""What is finite in the original is finite in the candidate, and the reverse: a NaN shows what a result reads. No infinity:
-there the algebra that a rewrite stands on does not hold. ∞ − ∞ of two branches is NaN where their one kernel gives −∞, and a
-Relu behind makes 0 of that. NaN and the infinities that come of it are one class."""
+NAN = "NaN"
+"""What is finite in the original is finite in the candidate, and the reverse: a NaN shows what a result reads. NaN and the
+infinities that come of it are one class."""
+
+INFINITY = "infinity"
+"""There the algebra that a rewrite stands on does not hold: ∞ − ∞ of two branches is NaN where their one kernel gives −∞,
+and a Relu behind makes 0 of that. What is finite on both sides is judged."""
+
+NOT_FINITE = (NAN, INFINITY)
 
 ORDINARY = Aim("standard normal", lambda x: x)
 AIMS = (
@@ -80,7 +91,8 @@ AIMS = (
     Aim("subnormal", lambda x: _SUBNORMAL * x, half_only=True),
     Aim("mean 1000", lambda x: x + 1e3),
     Aim("mean 10000", lambda x: x + 1e4),
-    Aim(NONFINITE, _with_nonfinite, on_providers=False),
+    Aim(NAN, _with_ends(np.nan), on_providers=False),
+    Aim(INFINITY, _with_ends(np.inf), on_providers=False),
 )
 """In the order of what they find: a large model gets the first ones."""
 

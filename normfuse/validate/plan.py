@@ -13,7 +13,7 @@ from normfuse.validate import inputs as given
 from normfuse.validate import tolerance
 from normfuse.validate.call import OracleFailed
 from normfuse.validate.compare import channel_axes
-from normfuse.validate.families import NONFINITE, ORDINARY, Aim, aims_for, least_feeds, synthesise
+from normfuse.validate.families import NOT_FINITE, ORDINARY, Aim, aims_for, least_feeds, synthesise
 from normfuse.validate.held import Held
 from normfuse.validate.inputs import Family, Feed, InputSpec, Sizes
 from normfuse.validate.oracle import Oracle
@@ -53,7 +53,7 @@ def families(
     work, notes, skipped = 0.0, [], []
     chooses = next((node for node in oracle.jumps() if is_control(node)), None)
     for name, aim, choices in _further(specs, sizes):
-        if name == NONFINITE and chooses is not None:
+        if name in NOT_FINITE and chooses is not None:
             notes.append(
                 f"no {name} was tried: a decision in {chooses.op_type} at node '{label(chooses)}' may place NaN anywhere"
             )

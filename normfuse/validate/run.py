@@ -15,7 +15,7 @@ from normfuse.validate.backends import Backend
 from normfuse.validate.call import OracleCannotRun, OracleFailed
 from normfuse.validate.cut_truth import CutTruths, cut_truths, write_cut
 from normfuse.validate.environment import environment
-from normfuse.validate.families import NONFINITE, ORDINARY, synthesise
+from normfuse.validate.families import NOT_FINITE, ORDINARY, synthesise
 from normfuse.validate.given import read_user_inputs
 from normfuse.validate.inputs import Family, InputSpec, Sizes
 from normfuse.validate.on_backend import Runner, across, on_backend, still_runs
@@ -184,7 +184,7 @@ def _oracle_leg(
     not_local: list[str] = []
     try:
         for truth in truths:
-            if truth.family.name != NONFINITE or not reference.jumps():  # else cut, or not at all
+            if truth.family.name not in NOT_FINITE or not reference.jumps():  # else cut, or not at all
                 checks.extend(legs.end_to_end(reference.graph.outputs, truth, candidate))
         if cut is not None:
             for truth in cut.truths:

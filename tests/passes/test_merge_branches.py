@@ -399,7 +399,7 @@ def test_the_report_says_what_was_merged_and_a_part_can_be_replayed() -> None:
 
 
 def test_an_activation_behind_makes_something_finite_of_no_infinity() -> None:
-    """∞ − ∞ between branches is NaN and −∞ in one kernel: no input of the verification tells them apart."""
+    """∞ − ∞ between branches is NaN and −∞ in one kernel: the verification judges what is finite on both sides there."""
     body = f"a = Conv <{PAD}> (x, W3)  c = Conv (x, W1)  f = Sub (c, a)  e = {NORM.format('x')}  g = Add (f, e)  y = Relu (g)"
     model = build(graph(body, "float[2,4,9,8]"), used(body, ARRAYS))
     fused, _ = fuse(model)

@@ -205,3 +205,23 @@ def test_quanta_may_be_off_by_one_where_they_are_undecided(candidate: int, expec
     quanta = judge([sample], ir.DataType.UINT8, leg="cpu", inputs="i", subject="y", quantised=True)
     indices = judge([sample], ir.DataType.INT64, leg="cpu", inputs="i", subject="y")
     assert (quanta[0].verdict, indices[0].verdict) == (expected, Verdict.EQUIVALENT)
+
+
+@pytest.mark.parametrize(
+    ("family", "lost", "wrong"),
+    [
+        ("standard normal", Verdict.DIVERGENT, Verdict.DIVERGENT),
+        ("NaN", Verdict.DIVERGENT, Verdict.DIVERGENT),
+        ("infinity", Verdict.EQUIVALENT, Verdict.DIVERGENT),  # ∞ − ∞ in one order of a sum and not in another
+    ],
+)
+def test_what_is_not_finite_by_family(family: str, lost: Verdict, wrong: Verdict) -> None:
+    """lost: an element that is NaN where the original is finite; wrong: an error elsewhere, beside it."""
+    truth, candidate = T.copy(), T.copy()
+    candidate[0, 0, 0] = np.nan
+    sample = Sample(truth, NOISE, None, candidate)
+    assert judge([sample], FLOAT, leg="oracle", inputs=family, subject="y")[0].verdict is lost
+    far = candidate.copy()
+    far[1, 2, 3] += 1e-3
+    sample = Sample(truth, NOISE, None, far)
+    assert judge([sample], FLOAT, leg="oracle", inputs=family, subject="y")[0].verdict is wrong

@@ -68,7 +68,7 @@ def test_correct_fold_is_equivalent(dtype: str) -> None:
     assert [item.verdict for item in report.legs] == [Verdict.EQUIVALENT, Verdict.EQUIVALENT]
     assert {check.inputs for check in report.checks if check.leg == "oracle"} == {
         "standard normal", "second size", "tiny variance", "large mean", "size 1", "odd size", "constant planes",
-        "outliers", "mean 1000", "mean 10000", "NaN",
+        "outliers", "mean 1000", "mean 10000", "NaN", "infinity",
         *(("near overflow", "subnormal") if dtype == "float16" else ()),
     }  # fmt: skip
 
