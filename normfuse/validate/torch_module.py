@@ -56,7 +56,7 @@ def validate_module(
     chosen, notes = (
         ([read_user_inputs(inputs, specs)], []) if inputs is not None else families(oracle, specs, quick=quick)
     )
-    wide, plain = copy.deepcopy(module).double().eval(), copy.deepcopy(module).eval()
+    wide, plain = _in_float64(module), _beside(module)
     truths: list[Truth] = []
     originals: list[dict[str, Array]] = []
     found: list[dict[str, Array]] = []
@@ -82,6 +82,23 @@ def validate_module(
         if any(check.verdict is Verdict.DIVERGENT for check in every)
         else None,
     )
+
+
+def _in_float64(module: Any) -> Any:
+    """Return a copy of ``module`` for inference in float64; its weights are converted on the way, not copied before."""
+    import torch
+
+    converted = {
+        id(item): torch.nn.Parameter(item.detach().double(), requires_grad=False)
+        for item in module.parameters()
+        if type(item) is torch.nn.Parameter and item.is_floating_point()
+    }
+    return copy.deepcopy(module, converted).double().eval()
+
+
+def _beside(module: Any) -> Any:
+    """Return a copy of ``module`` for inference that has its own state and buffers, and the module's very weights."""
+    return copy.deepcopy(module, {id(item): item for item in module.parameters()}).eval()
 
 
 def _truth(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -86,6 +86,48 @@ def test_module_of_other_outputs(exported: tuple[Net, Any]) -> None:
 def test_module_that_rejects_the_inputs(exported: tuple[Net, Any]) -> None:
     with pytest.raises(ValidationError, match="the module does not run on inputs that the exported model takes"):
         validate(torch.nn.Linear(5, 3), exported[1], quick=True, providers=())
+
+
+class Watched(torch.nn.Module):
+    """Weights of one storage under two names, a buffer that each run counts in; it tells of what each run had."""
+
+    seen: ClassVar[set[tuple[torch.dtype, int, int]]] = set()
+    runs: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(8, 8)
+        self.again = self.linear
+        self.norm = torch.nn.LayerNorm(8)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Any) -> Any:
+        self.runs.add_(1.0)
+        self.seen.add((self.linear.weight.dtype, self.linear.weight.data_ptr(), self.runs.data_ptr()))
+        assert self.linear.weight is self.again.weight
+        return self.norm(self.linear(self.again(x)))
+
+
+def test_the_weights_are_held_once_more_in_float64_and_nothing_of_the_module_changes() -> None:
+    module = Watched()
+    model = normfuse.export(copy.deepcopy(module).eval(), [torch.randn(4, 8)])
+    before = copy.deepcopy(module.state_dict())
+    Watched.seen.clear()
+    report = validate(module, model, quick=True, providers=())
+    assert report.verdict is Verdict.EQUIVALENT, report.table()
+    (narrow,) = (item for item in Watched.seen if item[0] is torch.float32)
+    (wide,) = (item for item in Watched.seen if item[0] is torch.float64)
+    weight, runs = module.linear.weight, module.runs
+    assert narrow[1] == weight.data_ptr()
+    assert wide[1] != weight.data_ptr()
+    assert runs.data_ptr() not in (narrow[2], wide[2])
+    assert module.training
+    assert weight.requires_grad
+    assert {name: array.tolist() for name, array in module.state_dict().items()} == {
+        name: array.tolist() for name, array in before.items()
+    }
+    assert {array.dtype for array in module.state_dict().values()} == {torch.float32}
 
 
 class Shared(torch.nn.Module):
