@@ -1,4 +1,8 @@
-"""One operator by onnx.reference, its evaluator cached per node and input types."""
+"""One operator by onnx.reference, its evaluator cached per node and input types.
+
+Operators that draw are known by name (:mod:`scopes`) and never come here. One that is not known to would give a truth
+that no other run has: it runs twice the first time, and is refused where the two differ.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +35,22 @@ class Fallback:
         """
         name = node.name or node.outputs[0].name or ""
         key: _Key = (node, tuple(item.dtype if isinstance(item, np.ndarray) else type(item) for item in inputs))
-        if key not in self._evaluators:
+        is_new = key not in self._evaluators
+        if is_new:
             self._evaluators[key] = self._build(node, inputs, name)
         feeds = {f"x{index}": _exact_types(node, index, item) for index, item in enumerate(inputs) if item is not None}
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 results = self._evaluators[key].run(None, feeds)
+                again = self._evaluators[key].run(None, feeds) if is_new else results
         except NotImplementedError as error:
             raise OracleCannotRun(name, node.op_type, str(error)) from error
         except Exception as error:
             # onnx.reference raises whatever NumPy does: any of it means that these inputs do not fit this operator.
             raise OracleFailed(name, node.op_type, f"{type(error).__name__}: {error}") from error
+        if not _are_same(results, again):
+            raise OracleCannotRun(name, node.op_type, "it gives another result in every run")
         given = iter([widen(item) if isinstance(item, np.ndarray) else item for item in map(_as_array, results)])
         # The evaluator gives the results that have a name; those without one keep their place.
         return [next(given) if output.name else None for output in node.outputs]
@@ -80,6 +88,13 @@ def _rename_modes(proto: onnx.NodeProto) -> None:
             attribute.s = _GRID_MODES.get(attribute.s, attribute.s)
             return
     proto.attribute.append(onnx.helper.make_attribute("mode", "linear"))
+
+
+def _are_same(first: Any, again: Any) -> bool:
+    if isinstance(first, list | tuple):
+        return len(first) == len(again) and all(map(_are_same, first, again))
+    one, other = np.asarray(first), np.asarray(again)
+    return one.shape == other.shape and bool(np.all((one == other) | ((one != one) & (other != other))))
 
 
 def _as_array(result: Any) -> Any:

@@ -21,7 +21,8 @@ from normfuse.validate.truth import Truth, output_type
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one leg found. unreached: changed parts that no input has entered."""
+    """What one leg found. unreached: changed parts that no input has entered. open: why it is not EQUIVALENT, though no
+    check has failed."""
 
     leg: Leg
     checks: tuple[Check, ...] = ()
@@ -29,6 +30,7 @@ class Outcome:
     unreached: tuple[str, ...] = ()
     latencies: tuple[Latency, ...] = ()
     rankings: tuple[Ranking, ...] = ()
+    open: str = ""
 
 
 def conclude(name: str, checks: Sequence[Check], open_reason: str = "") -> Leg:
@@ -51,13 +53,15 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
     checks = (*first.checks, *second.checks)
     if not checks:
         return first
+    is_open = first.open or second.open
     return Outcome(
-        conclude(first.leg.name, checks),
+        conclude(first.leg.name, checks, is_open),
         checks,
         tuple(dict.fromkeys((*first.notes, *second.notes))),
         (*first.unreached, *second.unreached),
         first.latencies or second.latencies,
         first.rankings or second.rankings,
+        is_open,
     )
 
 

@@ -7,9 +7,10 @@ question: the answer is a note.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from normfuse.validate.compare import judge
 from normfuse.validate.decisions import is_quantised
 from normfuse.validate.legs import Outcome, conclude, lost, samples_of
 from normfuse.validate.ranking import rankings
+from normfuse.validate.repeat import differing, left_open, unsteady
 from normfuse.validate.rounding import Array
 from normfuse.validate.sessions import Cause, Failure, Level, Results, RuntimeLimits, Task, run_tasks
 from normfuse.validate.truth import Truth, output_type
@@ -54,6 +56,7 @@ def on_backend(
     """Judge the candidate on ``backend`` by the truth; return the original's results as deployed as well, if any.
 
     A provider that cannot run the original says nothing; one that runs the original and not the candidate accuses it.
+    Outputs of the original that another run has otherwise are left open (:mod:`repeat`), on every level.
     """
     truths = [truth for truth in truths if truth.family.on_providers]
     feeds = [feed for truth in truths for feed in truth.family.feeds]
@@ -63,6 +66,9 @@ def on_backend(
     latencies: list[Latency] = []
     deployed: Results | None = None
     ranked: tuple[Ranking, ...] = ()
+    drawn: dict[str, str] = {}
+    for original in answers[::2]:
+        drawn = {**_unsteady(truths, outputs, original, "original"), **drawn}
     for index, level in enumerate(runner.levels):
         original, candidate = answers[2 * index : 2 * index + 2]
         if isinstance(original, Failure):
@@ -75,15 +81,48 @@ def on_backend(
                 continue
             checks.append(lost(backend.name, level.words, "the whole graph", _FAILED.format(candidate)))
             continue
-        checks.extend(judged(backend.name, level.words, truths, outputs, original, candidate))
+        checks.extend(judged(backend.name, level.words, truths, outputs, original, candidate, drawn))
+        second, said = _second_run(backend, level, truths, outputs, original, candidate, drawn)
+        checks.extend(second)
+        reasons.extend(said)
         ranked = rankings(backend.name, outputs, original.outputs, candidate.outputs)
         latencies.append(Latency(backend.name, level.words, original.seconds, candidate.seconds))
         for role, results in (("original", original), ("candidate", candidate)):
             reasons.extend(ran_elsewhere(backend, level, role, results))
     if not checks:
         return Outcome(Leg(backend.name, Verdict.NOT_RUN, reasons[0])), deployed
-    leg = conclude(backend.name, checks)
-    return Outcome(leg, tuple(checks), tuple(dict.fromkeys(reasons)), (), tuple(latencies), ranked), deployed
+    is_open = "; ".join(drawn.values())
+    leg = conclude(backend.name, checks, is_open)
+    return Outcome(leg, tuple(checks), tuple(dict.fromkeys(reasons)), (), tuple(latencies), ranked, is_open), deployed
+
+
+def _unsteady(
+    truths: Sequence[Truth], outputs: Sequence[ir.Value], answer: Results | Failure, role: str
+) -> dict[str, str]:
+    """Return the outputs that a runtime's second run on the first feed has otherwise, in words."""
+    if isinstance(answer, Failure) or answer.again is None or not truths:
+        return {}
+    return unsteady(truths[0], outputs, answer.outputs[0], answer.again, role)
+
+
+def _second_run(
+    backend: Backend,
+    level: Level,
+    truths: Sequence[Truth],
+    outputs: Sequence[ir.Value],
+    original: Results,
+    candidate: Results,
+    drawn: Mapping[str, str],
+) -> tuple[list[Check], list[str]]:
+    """Judge the second run of a candidate that is not the same bit by bit, where the original is steady; say which outputs
+    differ from run to run by more than rounding."""
+    if candidate.again is None or not truths:
+        return [], []
+    steady = [value for value in outputs if value.name not in drawn]
+    own, again = replace(original, outputs=original.outputs[:1]), replace(candidate, outputs=(candidate.again,))
+    checks = judged(backend.name, f"{level.words}, again", [truths[0].first], steady, own, again)
+    words = _unsteady(truths, steady, candidate, "candidate").values()
+    return checks, [f"{backend.name}, {level.words}: {item}" for item in words]
 
 
 def ran_elsewhere(backend: Backend, level: Level, role: str, results: Results) -> list[str]:
@@ -103,9 +142,18 @@ def why_not(failure: Failure, backend: Backend) -> str:
 
 
 def judged(
-    leg: str, title: str, truths: Sequence[Truth], outputs: Sequence[ir.Value], original: Results, candidate: Results
+    leg: str,
+    title: str,
+    truths: Sequence[Truth],
+    outputs: Sequence[ir.Value],
+    original: Results,
+    candidate: Results,
+    drawn: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Check]:
-    """Judge the candidate's results by the truth, output by output; ``original`` gives the reference's own error."""
+    """Judge the candidate's results by the truth, output by output; ``original`` gives the reference's own error.
+
+    drawn: outputs that the original has otherwise in every run, in words; they are left open.
+    """
     checks: list[Check] = []
     start = 0
     for truth in truths:
@@ -119,6 +167,9 @@ def judged(
             if types[0] != types[1]:
                 words = f"the type is {_one(types[0])}; the original gives {_one(types[1])}"
                 checks.append(lost(leg, inputs, subject, words))
+                continue
+            if name in drawn:
+                checks.append(left_open(drawn[name], leg, inputs, subject))
                 continue
             samples = samples_of(truth, name, [item[name] for item in ours], [item[name] for item in theirs])
             dtype = output_type(value, truth.outputs[0][name])
@@ -139,6 +190,8 @@ def across(
 ) -> list[str]:
     """Return, in words, the outputs of the original on which two providers differ by more than rounding explains."""
     truths = [truth for truth in truths if truth.family.on_providers][:1]
+    drawn = {name for _, results in (first, second) for name in _unsteady(truths, outputs, results, "original")}
+    outputs = [value for value in outputs if value.name not in drawn]
     can = bool({first[0].provider, second[0].provider} & _WITH_TF32)
     in_float32 = {f"output '{value.name}'" for value in outputs if value.dtype == ir.DataType.FLOAT}
     found = []
@@ -167,4 +220,6 @@ def still_runs(
         )  # fmt: skip
         return Outcome(conclude(backend.name, (check,)), (check,))
     reason = "both graphs run, but the whole graph has no float64 truth to judge by"
-    return Outcome(Leg(backend.name, Verdict.NOT_RUN, reason))
+    drawn = differing(original.outputs[0], original.again, "original")
+    drawn = drawn or differing(candidate.outputs[0], candidate.again, "candidate")
+    return Outcome(Leg(backend.name, Verdict.NOT_RUN, "; ".join([*drawn.values(), reason])))

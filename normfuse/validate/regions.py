@@ -20,6 +20,7 @@ from normfuse.validate.held import Held
 from normfuse.validate.inputs import Family
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.pairing import write
+from normfuse.validate.repeat import differing
 from normfuse.validate.rounding import Array, is_float, round_to, widen
 from normfuse.validate.segments import SegmentReport, changed_names, check_segments
 from normfuse.validate.sessions import Failure, Level, RuntimeLimits, Task, run_tasks
@@ -40,9 +41,10 @@ def check_regions(
     """Judge every changed region alone. ``family`` None: no inputs could be made, the activations are made up."""
     changed, needed = changed_names(reference, candidate)
     captured: tuple[dict[str, Held], ...] | None = None
+    drawn: tuple[str, ...] = ()
     source = "made-up activations of N(0, 1)"
     if changed and family is not None:
-        captured = _captured(reference, family, needed, limits, libraries)
+        captured, drawn = _captured(reference, family, needed, limits, libraries)
         source = "activations of the original's run" if captured is not None else source
 
     def supply(names: Collection[str]) -> Sequence[dict[str, Held]]:
@@ -56,16 +58,20 @@ def check_regions(
     report = check_segments(reference, candidate, supply, leg="oracle", inputs=source)
     regions = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
     note = f"not end to end: {len(changed)} changed regions were verified alone on {source}: {regions or 'none'}"
-    return SegmentReport(report.checks, report.unverified, (note, *report.notes))
+    notes = [note, *report.notes]
+    if drawn:
+        notes.append(f"values that differ from run to run, taken from one run of the original: {', '.join(drawn[:8])}")
+    return SegmentReport(report.checks, report.unverified, tuple(notes))
 
 
 def _captured(
     reference: Oracle, family: Family, names: Collection[str], limits: RuntimeLimits | None, libraries: Sequence[Path]
-) -> tuple[dict[str, Held], ...] | None:
-    """Return what the original's run gives for ``names``, or None where no runtime runs it."""
+) -> tuple[tuple[dict[str, Held], ...] | None, tuple[str, ...]]:
+    """Return what the original's run gives for ``names``, or None where no runtime runs it; and what another run gives
+    otherwise."""
     inputs = {value.name for value in reference.graph.inputs}
     if inputs.issuperset(names):
-        return _held([{name: feed[name] for name in names if name in feed} for feed in family.feeds])
+        return _held([{name: feed[name] for name in names if name in feed} for feed in family.feeds]), ()
     clone = reference.model.clone()
     values = {value.name: value for node in clone.graph for value in node.outputs}
     # What does not lead to them is not run: it may be what the oracle could not run.
@@ -75,9 +81,10 @@ def _captured(
         path = write(clone, Path(folder) / "extra.onnx")
         answer = run_tasks([Task(path, Level.OFF)], family.feeds, _ORT_CPU, limits=limits, libraries=libraries)[0]
     if isinstance(answer, Failure):
-        return None
+        return None, ()
     given = [{name: feed[name] for name in names if name in inputs and name in feed} for feed in family.feeds]
-    return _held([{**arrays, **outputs} for arrays, outputs in zip(given, answer.outputs, strict=True)])
+    held = _held([{**arrays, **outputs} for arrays, outputs in zip(given, answer.outputs, strict=True)])
+    return held, tuple(differing(answer.outputs[0], answer.again, "original"))
 
 
 def _held(feeds: Sequence[dict[str, Array]]) -> tuple[dict[str, Held], ...]:

@@ -62,7 +62,8 @@ class Results:
     """One dictionary of outputs per feed. ``provider`` as the session reports it.
 
     version: of onnxruntime. seconds: of one run on the first feed, the median of a few. placement: of its nodes, where
-    the provider is not the CPU.
+    the provider is not the CPU. again: the outputs of a second run on the first feed; None where they are the same, bit
+    by bit.
     """
 
     outputs: tuple[dict[str, Array], ...]
@@ -70,6 +71,7 @@ class Results:
     version: str = ""
     seconds: float = math.nan
     placement: Placement = field(default_factory=Placement)
+    again: dict[str, Array] | None = None
 
 
 class Level(enum.Enum):
@@ -205,7 +207,10 @@ def _read(home: Path, index: int, feeds: int) -> Results | Failure | None:
     outputs = tuple(load_arrays(home / f"result{index}_{feed}.npz") for feed in range(feeds))
     nodes, elsewhere = state.get("placement", (0, ()))
     placement = Placement(nodes, tuple((ran_by, node) for ran_by, node in elsewhere))
-    return Results(outputs, state["provider"], state.get("version", ""), state.get("seconds", math.nan), placement)
+    again = load_arrays(home / f"again{index}.npz") if state.get("again") else None
+    return Results(
+        outputs, state["provider"], state.get("version", ""), state.get("seconds", math.nan), placement, again
+    )
 
 
 def _death(code: int | None, log: Path, limits: RuntimeLimits) -> Failure:

@@ -26,15 +26,16 @@ from normfuse.validate.given import read_user_inputs
 from normfuse.validate.held import Held
 from normfuse.validate.inputs import Family, InputSpec, input_specs
 from normfuse.validate.legs import Outcome, conclude, lost
-from normfuse.validate.listening import Layer, run_module
+from normfuse.validate.listening import Captured, Layer, run_module
 from normfuse.validate.matching import Matched, match
 from normfuse.validate.noise import ordinary
 from normfuse.validate.on_backend import Runner, judged, ran_elsewhere, why_not
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.plan import families
+from normfuse.validate.repeat import left_open, unsteady
 from normfuse.validate.rounding import Array
 from normfuse.validate.sessions import Failure, Results, Task
-from normfuse.validate.truth import Truth
+from normfuse.validate.truth import Truth, moved
 
 
 def validate_module(
@@ -66,12 +67,15 @@ def validate_module(
         originals.extend(theirs)
         found.extend(ours)
     outputs = list(oracle.graph.outputs)
-    checks = _end_to_end(truths, originals, found, outputs)
+    drawn = _unsteady(truths[0], outputs, originals[0], wide, plain, specs)
+    checks = _end_to_end(truths, originals, found, outputs, drawn)
     layer_checks, summary = _by_layer(wide, oracle, chosen[0], specs)
-    outcomes = [Outcome(conclude("oracle", [*checks, *layer_checks]), (*checks, *layer_checks), (*summary, *notes))]
+    every_check = (*checks, *layer_checks)
+    leg = conclude("oracle", every_check, "; ".join(drawn.values()))
+    outcomes = [Outcome(leg, every_check, (*summary, *notes))]
     with pairing.scratch_folder() as folder:
         path = subject.on_disk(Path(folder))
-        outcomes += [_on(backend, path, truths, originals, outputs, runner) for backend in backends]
+        outcomes += [_on(backend, path, truths, originals, outputs, drawn, runner) for backend in backends]
     every = tuple(check for outcome in outcomes for check in outcome.checks)
     return ValidationReport(
         tuple(outcome.leg for outcome in outcomes),
@@ -118,16 +122,23 @@ def _truth(
         noisy = [oracle.run(feed, noise=noise) for noise in ordinary(family.runs)]
         oracle.forget()
         outputs.append({name: Held(array, clean[name].dtype) for name, array in exact.items()})
-        perturbed.append(tuple({name: _moved(run[name], clean[name], exact[name]) for name in names} for run in noisy))
+        perturbed.append(tuple({name: moved(run[name], clean[name], exact[name]) for name in names} for run in noisy))
         originals.append(dict(zip(names, plainly, strict=True)))
         found.append({name: clean[name].data for name in names})
     return Truth(family, tuple(outputs), tuple(perturbed), None), originals, found
 
 
-def _moved(noisy: Held, clean: Held, exact: Array) -> Held:
-    if np.shape(clean.data) != exact.shape or exact.dtype.kind != "f":
-        return noisy
-    return Held(exact + (noisy.data - clean.data), noisy.dtype)
+def _unsteady(
+    truth: Truth, outputs: Sequence[ir.Value], own: dict[str, Array], wide: Any, plain: Any, specs: Sequence[InputSpec]
+) -> dict[str, str]:
+    """Return the outputs that the module has otherwise when it runs again on the first feed of ``truth``, in words."""
+    names = [value.name or "" for value in outputs]
+    exact = {name: truth.outputs[0][name].data for name in names}
+    found: dict[str, str] = {}
+    for module, first in ((plain, own), (wide, exact)):
+        run = run_module(module, truth.family.feeds[0], specs, len(names), double=module is wide)
+        found.update(unsteady(truth, outputs, first, dict(zip(names, run.outputs, strict=True)), "module"))
+    return found
 
 
 def _end_to_end(
@@ -135,6 +146,7 @@ def _end_to_end(
     originals: Sequence[dict[str, Array]],
     found: Sequence[dict[str, Array]],
     outputs: Sequence[ir.Value],
+    drawn: Mapping[str, str],
 ) -> list[Check]:
     checks: list[Check] = []
     start = 0
@@ -142,6 +154,10 @@ def _end_to_end(
         count = len(truth.family.feeds)
         for value in outputs:
             name = value.name or ""
+            subject = f"output '{name}'"
+            if name in drawn:
+                checks.append(left_open(drawn[name], "oracle", truth.family.name, subject))
+                continue
             samples = [
                 Sample(
                     truth.outputs[index][name].data,
@@ -152,10 +168,8 @@ def _end_to_end(
                 for index in range(count)
             ]
             dtype = truth.outputs[0][name].dtype
-            subject, by_channel = f"output '{name}'", truth.family.by_channel
-            checks += judge(
-                samples, dtype, leg="oracle", inputs=truth.family.name, subject=subject, by_channel=by_channel
-            )
+            inputs, by_channel = truth.family.name, truth.family.by_channel
+            checks += judge(samples, dtype, leg="oracle", inputs=inputs, subject=subject, by_channel=by_channel)
         start += count
     return checks
 
@@ -166,9 +180,13 @@ def _on(
     truths: Sequence[Truth],
     originals: Sequence[dict[str, Array]],
     outputs: Sequence[ir.Value],
+    drawn: Mapping[str, str],
     runner: Runner,
 ) -> Outcome:
-    """Judge the exported model on ``backend``; the module's own run is the original."""
+    """Judge the exported model on ``backend``; the module's own run is the original.
+
+    drawn: outputs that the module has otherwise in every run, in words; they are left open.
+    """
     kept = [truth.family.on_providers for truth in truths for _ in truth.family.feeds]
     truths = [truth for truth in truths if truth.family.on_providers]
     feeds = [feed for truth in truths for feed in truth.family.feeds]
@@ -185,15 +203,18 @@ def _on(
             words = f"the module runs and the exported model does not: {answer}"
             checks.append(lost(backend.name, level.words, "the whole graph", words))
             continue
-        checks.extend(judged(backend.name, level.words, truths, outputs, own, answer))
+        checks.extend(judged(backend.name, level.words, truths, outputs, own, answer, drawn))
         notes.extend(ran_elsewhere(backend, level, "exported model", answer))
-    return Outcome(conclude(backend.name, checks), tuple(checks), tuple(notes))
+    return Outcome(conclude(backend.name, checks, "; ".join(drawn.values())), tuple(checks), tuple(notes))
 
 
 def _by_layer(
     wide: Any, oracle: Oracle, family: Family, specs: Sequence[InputSpec]
 ) -> tuple[list[Check], tuple[str, ...]]:
-    """Judge every norm layer alone; return the checks and how many layers that were."""
+    """Judge every norm layer alone; return the checks and how many layers that were.
+
+    Where one fails, the module is listened to again: a layer whose result is not the same then is left open.
+    """
     feed = family.feeds[0]
     captured = run_module(wide, feed, specs, len(oracle.graph.outputs), double=True, listen=True)
     layers = list(captured.layers.values())
@@ -204,8 +225,15 @@ def _by_layer(
     checks: list[Check] = []
     alone = 0
     missing: list[str] = []
+    unknown: list[str] = []
+    again: Captured | None = None
     for layer in layers:
         own = [_layer_checks(oracle, matched, layer, result, family.name) for result in layer.results]
+        if any(check.verdict is Verdict.DIVERGENT for item in own for check in item):
+            again = again or run_module(wide, feed, specs, len(oracle.graph.outputs), double=True, listen=True)
+            if not _is_repeated(layer, again.layers.get(layer.name)):
+                unknown.append(layer.name)
+                continue
         if all(own):
             alone += 1
         else:
@@ -218,7 +246,16 @@ def _by_layer(
             "judged end to end only, since no value of the exported graph is their result (folded or merged into what "
             f"follows, left out, or far off): {', '.join(missing[:8])}{more}"
         )
+    if unknown:
+        notes.append(f"norm layers whose result differs from run to run, not judged: {', '.join(unknown)}")
     return checks, tuple(notes)
+
+
+def _is_repeated(layer: Layer, again: Layer | None) -> bool:
+    """Return whether every call of a layer gave the same in another run."""
+    if again is None or len(again.results) != len(layer.results):
+        return False
+    return all(np.array_equal(*pair, equal_nan=True) for pair in zip(layer.results, again.results, strict=True))
 
 
 def _layer_checks(oracle: Oracle, matched: Matched, layer: Layer, result: Array, inputs: str) -> tuple[Check, ...]:
@@ -230,7 +267,7 @@ def _layer_checks(oracle: Oracle, matched: Matched, layer: Layer, result: Array,
     oracle.forget()
     noisy = [oracle.evaluate(known, [target], noise=noise)[target] for noise in ordinary(tolerance.PERTURBED_RUNS)]
     oracle.forget()
-    perturbed = tuple(_moved(item, clean, result).data for item in noisy)
+    perturbed = tuple(moved(item, clean, result).data for item in noisy)
     sample = Sample(result, perturbed, None, clean.data)
     subject = f"norm '{layer.name}' ({layer.kind})"
     return judge([sample], clean.dtype, leg="oracle", inputs=inputs, subject=subject)

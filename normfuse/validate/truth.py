@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from normfuse.validate.inputs import Family
 from normfuse.validate.noise import ordinary
 from normfuse.validate.noise import undecided as undecided_noise
 from normfuse.validate.oracle import Oracle
-from normfuse.validate.rounding import is_float
+from normfuse.validate.rounding import Array, is_float
 from normfuse.validate.scopes import is_control, is_random
 
 
@@ -34,6 +34,13 @@ class Truth:
     perturbed: tuple[tuple[dict[str, Held], ...], ...]
     in_range: tuple[dict[str, Held], ...] | None
     undecided: int = 0
+
+    @property
+    def first(self) -> Truth:
+        """The truth of the first feed alone."""
+        family = replace(self.family, feeds=self.family.feeds[:1])
+        in_range = None if self.in_range is None else self.in_range[:1]
+        return replace(self, family=family, outputs=self.outputs[:1], perturbed=self.perturbed[:1], in_range=in_range)
 
 
 def evaluate(oracle: Oracle, family: Family, *, capture: Collection[str] = ()) -> Truth:
@@ -105,6 +112,13 @@ def _with_discrete(runs: Sequence[dict[str, Held]], wide: Sequence[dict[str, Hel
         {name: held if is_float(held.dtype) else other[name] for name, held in run.items()}
         for run, other in zip(runs, wide, strict=False)
     ]
+
+
+def moved(noisy: Held, clean: Held, exact: Array) -> Held:
+    """Return what rounding does to a value, moved to where another run of it lies; what is no float stays."""
+    if np.shape(clean.data) != np.shape(exact) or exact.dtype.kind != "f":
+        return noisy
+    return Held(exact + (noisy.data - clean.data), noisy.dtype)
 
 
 def output_type(value: ir.Value, held: Held) -> ir.DataType:
