@@ -14,6 +14,7 @@ from normfuse.validate.compare import Sample, judge
 from normfuse.validate.decisions import is_quantised
 from normfuse.validate.held import Held
 from normfuse.validate.oracle import Oracle
+from normfuse.validate.ranking import rankings
 from normfuse.validate.rounding import Array
 from normfuse.validate.segments import SegmentReport, check_segments
 from normfuse.validate.truth import Truth, output_type
@@ -78,25 +79,20 @@ def samples_of(truth: Truth, name: str, candidate: Sequence[Array], reference: S
     ]
 
 
-def end_to_end(
-    outputs: Sequence[ir.Value], truth: Truth, candidate: Oracle, *, known: tuple[Check, ...] = ()
-) -> list[Check]:
-    """Judge the candidate in float64 against the truth, output by output. Raises OracleCannotRun."""
+def end_to_end(outputs: Sequence[ir.Value], truth: Truth, candidate: Oracle) -> tuple[list[Check], tuple[Ranking, ...]]:
+    """Judge the candidate in float64 against the truth, output by output; return how both rank classes as well.
+
+    Raises OracleCannotRun.
+    """
     results: list[dict[str, Held]] = []
     in_range = truth.in_range is not None
     for feed in truth.family.feeds:
         try:
             results.append(candidate.run(feed, in_range=in_range))
         except OracleFailed as error:
-            return [
-                lost(
-                    "oracle",
-                    truth.family.name,
-                    "the whole graph",
-                    f"the original runs and the candidate does not: {error}",
-                )
-            ]
-    checks: list[Check] = list(known)
+            words = f"the original runs and the candidate does not: {error}"
+            return [lost("oracle", truth.family.name, "the whole graph", words)], ()
+    checks: list[Check] = []
     for value in outputs:
         name = value.name or ""
         dtype = output_type(value, truth.outputs[0][name])
@@ -113,7 +109,8 @@ def end_to_end(
                 quantised=is_quantised(value),
             )
         )
-    return checks
+    sides = ([{name: held.data for name, held in run.items()} for run in runs] for runs in (truth.outputs, results))
+    return checks, rankings("oracle", outputs, *sides)
 
 
 def lost(leg: str, inputs: str, subject: str, words: str) -> Check:

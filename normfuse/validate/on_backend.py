@@ -85,7 +85,8 @@ def on_backend(
         second, said = _second_run(backend, level, truths, outputs, original, candidate, drawn)
         checks.extend(second)
         reasons.extend(said)
-        ranked = rankings(backend.name, outputs, original.outputs, candidate.outputs)
+        steady = [value for value in outputs if value.name not in drawn]
+        ranked = rankings(backend.name, steady, original.outputs, candidate.outputs)
         latencies.append(Latency(backend.name, level.words, original.seconds, candidate.seconds))
         for role, results in (("original", original), ("candidate", candidate)):
             reasons.extend(ran_elsewhere(backend, level, role, results))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +36,18 @@ def rankings(
         order = sum(int((a == b).all(axis=1).sum()) for a, b in rows)
         found.append(Ranking(leg, name, total, top, order, rows[0][0].shape[1]))
     return tuple(found)
+
+
+def pooled(found: Iterable[Ranking]) -> tuple[Ranking, ...]:
+    """Return one ranking for each output: those of several input families of one leg count together."""
+    sums: dict[str, Ranking] = {}
+    for item in found:
+        so_far = sums.get(item.output)
+        if so_far is not None:
+            samples, top, order = item.samples + so_far.samples, item.top + so_far.top, item.order + so_far.order
+            item = replace(item, samples=samples, top=top, order=order)
+        sums[item.output] = item
+    return tuple(sums.values())
 
 
 def _are_scores(name: str, array: object) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normfuse.errors import ValidationError
-from normfuse.report.verdict import Check, FailingInputs, Leg, ValidationReport, Verdict
+from normfuse.report.verdict import Check, FailingInputs, Leg, Ranking, ValidationReport, Verdict
 from normfuse.validate import inputs as generated
 from normfuse.validate import legs, pairing
 from normfuse.validate.backends import Backend
@@ -21,6 +21,7 @@ from normfuse.validate.inputs import Family, InputSpec, Sizes
 from normfuse.validate.on_backend import Runner, across, on_backend, still_runs
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.plan import families
+from normfuse.validate.ranking import pooled
 from normfuse.validate.regions import check_regions
 from normfuse.validate.scopes import drawn_names, label, random_operator, unpaired
 from normfuse.validate.segments import changed_names
@@ -179,16 +180,20 @@ def _oracle_leg(
 ) -> legs.Outcome:
     reference, candidate = oracles
     checks: list[Check] = []
+    ranked: list[Ranking] = []
     notes: list[str] = []
     unreached: dict[str, None] = {}
     not_local: list[str] = []
     try:
         for truth in truths:
             if truth.family.name not in NOT_FINITE or not reference.jumps():  # else cut, or not at all
-                checks.extend(legs.end_to_end(reference.graph.outputs, truth, candidate))
+                found, order = legs.end_to_end(reference.graph.outputs, truth, candidate)
+                checks.extend(found)
+                ranked.extend(order if truth.family.on_providers else ())
         if cut is not None:
             for truth in cut.truths:
-                checks.extend(legs.end_to_end(cut.oracles[0].graph.outputs, truth, cut.oracles[1]))
+                found, _ = legs.end_to_end(cut.oracles[0].graph.outputs, truth, cut.oracles[1])
+                checks.extend(found)
     except OracleCannotRun as error:
         return _by_regions(task, oracles, truths[0].family, str(error))
     for truth in truths:
@@ -204,7 +209,7 @@ def _oracle_leg(
     if not_local and leg.verdict is Verdict.EQUIVALENT:
         seen = smallest_visible(reference, truths[0])
         leg = replace(leg, reason="; ".join(filter(None, [f"not local: {not_local[0]}", seen])))
-    return legs.Outcome(leg, tuple(checks), tuple(notes), tuple(unreached))
+    return legs.Outcome(leg, tuple(checks), tuple(notes), tuple(unreached), rankings=pooled(ranked))
 
 
 def _by_regions(task: Task, oracles: tuple[Oracle, Oracle], family: Family | None, why: str) -> legs.Outcome:

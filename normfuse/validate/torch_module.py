@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from normfuse.report.verdict import Check, FailingInputs, Leg, ValidationReport, Verdict
+from normfuse.report.verdict import Check, FailingInputs, Leg, Ranking, ValidationReport, Verdict
 from normfuse.validate import pairing, tolerance
 from normfuse.validate.backends import Backend
 from normfuse.validate.call import OracleCannotRun, OracleFailed
@@ -32,6 +32,7 @@ from normfuse.validate.noise import ordinary
 from normfuse.validate.on_backend import Runner, judged, ran_elsewhere, why_not
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.plan import families
+from normfuse.validate.ranking import rankings
 from normfuse.validate.repeat import left_open, unsteady
 from normfuse.validate.rounding import Array
 from normfuse.validate.sessions import Failure, Results, Task
@@ -72,7 +73,9 @@ def validate_module(
     layer_checks, summary = _by_layer(wide, oracle, chosen[0], specs)
     every_check = (*checks, *layer_checks)
     leg = conclude("oracle", every_check, "; ".join(drawn.values()))
-    outcomes = [Outcome(leg, every_check, (*summary, *notes))]
+    steady = [value for value in outputs if value.name not in drawn]
+    ranked = rankings("oracle", steady, _on_providers(truths, _exact(truths)), _on_providers(truths, found))
+    outcomes = [Outcome(leg, every_check, (*summary, *notes), rankings=ranked)]
     with pairing.scratch_folder() as folder:
         path = subject.on_disk(Path(folder))
         outcomes += [_on(backend, path, truths, originals, outputs, drawn, runner) for backend in backends]
@@ -81,6 +84,7 @@ def validate_module(
         tuple(outcome.leg for outcome in outcomes),
         every,
         tuple(dict.fromkeys(note for outcome in outcomes for note in outcome.notes)),
+        rankings=tuple(ranking for outcome in outcomes for ranking in outcome.rankings),
         environment=environment(),
         failing=FailingInputs(chosen[0].name, chosen[0].feeds)
         if any(check.verdict is Verdict.DIVERGENT for check in every)
@@ -126,6 +130,16 @@ def _truth(
         originals.append(dict(zip(names, plainly, strict=True)))
         found.append({name: clean[name].data for name in names})
     return Truth(family, tuple(outputs), tuple(perturbed), None), originals, found
+
+
+def _exact(truths: Sequence[Truth]) -> list[dict[str, Array]]:
+    return [{name: held.data for name, held in run.items()} for truth in truths for run in truth.outputs]
+
+
+def _on_providers(truths: Sequence[Truth], runs: Sequence[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Return those of ``runs``, one a feed, whose family a runtime is held to."""
+    kept = [truth.family.on_providers for truth in truths for _ in truth.family.feeds]
+    return [run for run, keep in zip(runs, kept, strict=True) if keep]
 
 
 def _unsteady(
@@ -187,12 +201,13 @@ def _on(
 
     drawn: outputs that the module has otherwise in every run, in words; they are left open.
     """
-    kept = [truth.family.on_providers for truth in truths for _ in truth.family.feeds]
+    own = Results(tuple(_on_providers(truths, originals)), "torch")
     truths = [truth for truth in truths if truth.family.on_providers]
     feeds = [feed for truth in truths for feed in truth.family.feeds]
-    own = Results(tuple(item for item, keep in zip(originals, kept, strict=True) if keep), "torch")
     checks: list[Check] = []
     notes: list[str] = []
+    ranked: tuple[Ranking, ...] = ()
+    steady = [value for value in outputs if value.name not in drawn]
     for level, answer in zip(
         runner.levels, runner.run(backend, [Task(path, level) for level in runner.levels], feeds), strict=True
     ):
@@ -204,8 +219,10 @@ def _on(
             checks.append(lost(backend.name, level.words, "the whole graph", words))
             continue
         checks.extend(judged(backend.name, level.words, truths, outputs, own, answer, drawn))
+        ranked = rankings(backend.name, steady, own.outputs, answer.outputs)
         notes.extend(ran_elsewhere(backend, level, "exported model", answer))
-    return Outcome(conclude(backend.name, checks, "; ".join(drawn.values())), tuple(checks), tuple(notes))
+    leg = conclude(backend.name, checks, "; ".join(drawn.values()))
+    return Outcome(leg, tuple(checks), tuple(notes), rankings=ranked)
 
 
 def _by_layer(

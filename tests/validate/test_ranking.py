@@ -8,7 +8,7 @@ import pytest
 
 from normfuse.report.verdict import Ranking, Verdict
 from normfuse.validate import validate
-from normfuse.validate.ranking import rankings
+from normfuse.validate.ranking import pooled, rankings
 from tests.validate.nets import Array
 from tests.validate.planted import body, normal
 
@@ -42,11 +42,46 @@ def test_what_is_no_score_is_not_ranked() -> None:
     assert ranked(SCORES[:, :1], SCORES[:, :1]) == ()
 
 
-def test_report_has_it_for_each_provider() -> None:
+def test_families_of_one_leg_count_together() -> None:
+    found = [Ranking("oracle", "y", 2, 2, 1, 5), Ranking("oracle", "z", 4, 0, 0, 2), Ranking("oracle", "y", 3, 2, 2, 5)]
+    assert pooled(found) == (Ranking("oracle", "y", 5, 4, 3, 5), Ranking("oracle", "z", 4, 0, 0, 2))
+
+
+LINEAR = body("y = MatMul (x, w)", "float[N,64] x", "float[N,10] y", w=normal(64, 10))
+
+
+def test_report_has_it_for_the_oracle_and_each_provider() -> None:
     pytest.importorskip("onnxruntime")
-    linear = body("y = MatMul (x, w)", "float[N,64] x", "float[N,10] y", w=normal(64, 10))
-    report = validate(linear, linear, quick=True)
+    for quick in (True, False):
+        report = validate(LINEAR, LINEAR, quick=quick)
+        assert report.verdict is Verdict.EQUIVALENT
+        legs = {item.leg: (item.output, item.samples, item.depth) for item in report.rankings}
+        assert legs["oracle"] == legs["cpu"]
+        assert all(item.output == "y" and item.top == item.order == item.samples > 0 for item in report.rankings)
+        assert report.table().count("output 'y' has the same class first for") == 2
+
+
+def test_a_graph_that_ranks_otherwise() -> None:
+    other = body("y = MatMul (x, w)", "float[N,64] x", "float[N,10] y", w=normal(64, 10)[:, ::-1].copy())
+    (ranking,) = validate(LINEAR, other, quick=True, providers=()).rankings
+    assert ranking.leg == "oracle"
+    assert ranking.top < ranking.samples
+    assert ranking.order == 0
+
+
+def test_a_torch_module_is_ranked_too() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxruntime")
+    import normfuse
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.LayerNorm(16), torch.nn.Linear(16, 10)).eval()
+    model = normfuse.export(module, [torch.randn(4, 16)])
+    report = validate(module, model)
     assert report.verdict is Verdict.EQUIVALENT
-    assert [(item.leg, item.output, item.top == item.order == item.samples) for item in report.rankings] == [
-        ("cpu", "y", True)
-    ]
+    assert [item.leg for item in report.rankings] == ["oracle", "cpu"]
+    assert len({item.samples for item in report.rankings}) == 1
+    assert all(item.top == item.order == item.samples > 0 for item in report.rankings)
+    with torch.no_grad():
+        module[1].weight.neg_()
+    assert all(item.top < item.samples for item in validate(module, model, quick=True).rankings)

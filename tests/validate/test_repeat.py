@@ -63,6 +63,7 @@ def test_an_output_that_the_original_draws_is_left_open(tmp_path: Path, size: st
         assert reason.startswith("output 'y' of the original differs from run to run (by ")
         assert (found(report, "output 'y'"), found(report, "output 'z'")) == ({Verdict.NOT_RUN}, {Verdict.EQUIVALENT})
         assert leg(report, "oracle") == (Verdict.EQUIVALENT, "")
+        assert [item.output for item in report.rankings if item.leg == "cpu"] == ["z"]
 
 
 def test_a_draw_on_one_level_leaves_the_output_open_on_all(tmp_path: Path) -> None:
