@@ -21,7 +21,8 @@ EPSILON = float(np.float32(1e-3))
 
 MEANS = ("mean", "sum/n", "sum*1/n", "unkept, unsqueeze", "unkept, reshape", "twice")
 CENTRES = ("sub", "add neg", "reversed", "two copies")
-SQUARES = ("pow", "mul", "int pow")
+SQUARES = ("pow", "mul", "int pow", "abs mul", "abs pow", "abs int pow", "abs of square")
+VARIANCES = (*MEANS, "sum of squares/n", "length mul/n", "length pow/n")
 ROOTS = ("sqrt div", "sqrt reciprocal", "one over", "pow -0.5", "pow 0.5")
 EPSILONS = ("scalar", "first", "vector", "full rank")
 AFFINES = (
@@ -276,10 +277,14 @@ def _core(
         if spelling.centre == "two copies" and not (spelling.affine == "batch form" and _is_inside(spelling)):
             copy = _centred(spelling, writer, x, _mean(spelling, writer, how, x, shape, family.axes))
         sign = "-" if spelling.centre == "reversed" else ""
-    square = _square(spelling, writer, copy)
+    has_square = spelling.variance in MEANS or mutation in ("exponent", "shared square")
+    square = _square(spelling, writer, copy) if has_square else copy
     interior["square"] = square
     axes = ((-2,) if family.axes != (-2,) else (-1,)) if mutation == "axes" else family.axes
-    variance = _mean(spelling, writer, spelling.variance, square, shape, axes)
+    if has_square:
+        variance = _mean(spelling, writer, spelling.variance, square, shape, axes)
+    else:
+        variance = _mean_square(spelling, writer, copy, shape, axes)
     if mutation == "unbiased":
         count = float(np.prod([shape[axis] for axis in family.axes]))
         variance = writer.op("Mul", variance, writer.constant("float", count / (count - 1)))
@@ -315,11 +320,28 @@ def _centred(spelling: Spelling, writer: _Writer, x: str, mean: str) -> str:
 def _square(spelling: Spelling, writer: _Writer, value: str) -> str:
     if spelling.mutation == "exponent":
         return writer.op("Pow", value, writer.constant("float", 4.0))
-    if spelling.square == "mul":
+    if spelling.square == "abs of square":
+        return writer.op("Abs", writer.op("Mul", value, value))
+    if spelling.square.startswith("abs"):
+        value = writer.op("Abs", value)
+    if spelling.square.endswith("mul"):
         return writer.op("Mul", value, value)
-    if spelling.square == "int pow" and spelling.opset >= 12:
+    if spelling.square.endswith("int pow") and spelling.opset >= 12:
         return writer.op("Pow", value, writer.constant("int64", 2))
     return writer.op("Pow", value, writer.constant("float", [2.0]))
+
+
+def _mean_square(spelling: Spelling, writer: _Writer, value: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> str:
+    """Write a mean of squares whose squares are no values of the graph; of ``|value|`` where squares are spelled so."""
+    if spelling.square.startswith("abs"):
+        value = writer.op("Abs", value)
+    count = writer.constant("float", int(np.prod([shape[axis] for axis in axes])))
+    if spelling.variance == "sum of squares/n":
+        return writer.op("Div", _reduce(spelling, writer, "ReduceSumSquare", value, axes, keepdims=1), count)
+    length = _reduce(spelling, writer, "ReduceL2", value, axes, keepdims=1)
+    if spelling.variance == "length mul/n":
+        return writer.op("Div", writer.op("Mul", length, length), count)
+    return writer.op("Div", writer.op("Pow", length, writer.constant("float", 2.0)), count)
 
 
 def _epsilon(spelling: Spelling, writer: _Writer, rank: int) -> str:
@@ -394,7 +416,7 @@ def spellings(count: int, seed: int = 1) -> Iterator[Spelling]:
         "mean": MEANS,
         "centre": CENTRES,
         "square": SQUARES,
-        "variance": MEANS,
+        "variance": VARIANCES,
         "root": ROOTS,
         "epsilon": EPSILONS,
         "affine": AFFINES,

@@ -10,17 +10,35 @@ from normfuse.graph.reading import input_at, is_op
 
 
 def proposals(reduction: ir.Node) -> Iterator[ir.Value]:
-    """Yield the x that ``reduction`` may be a statistic of: what is squared there, and its operand; Casts seen through."""
+    """Yield the x that ``reduction`` may be a statistic of: what is squared there, and its operand.
+
+    Casts are seen through; so is the magnitude of a square, or the square of a magnitude.
+    """
     value = input_at(reduction, 0)
     if value is None:
         return
     value = without_casts(value)
-    square = value.producer()
-    if square is not None and is_op(square, "Pow", "Mul", "Abs"):
-        bases = [without_casts(operand) for operand in square.inputs if operand is not None]
-        if square.op_type != "Mul" or (len(bases) == 2 and bases[0] is bases[1]):
-            yield bases[0]
+    base = _base(value)
+    if base is not None:
+        yield base
+        inner = _base(base)
+        if inner is not None and (_is_magnitude(value) or _is_magnitude(base)):
+            yield inner
     yield value
+
+
+def _base(value: ir.Value) -> ir.Value | None:
+    """Return what ``value`` is a power, the square or the magnitude of."""
+    node = value.producer()
+    if node is None or not is_op(node, "Pow", "Mul", "Abs"):
+        return None
+    bases = [without_casts(operand) for operand in node.inputs if operand is not None]
+    return bases[0] if bases and (node.op_type != "Mul" or (len(bases) == 2 and bases[0] is bases[1])) else None
+
+
+def _is_magnitude(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and is_op(node, "Abs")
 
 
 def without_casts(value: ir.Value) -> ir.Value:

@@ -5,6 +5,8 @@ of d are ``d²``; ``μ − x`` is ``−1 · (x − μ)``; ``Div(d, Sqrt(v))`` an
 terms are equal objects: every base (x, a parameter, a mean, a sum that is a factor) has one number, and a term is its
 coefficient with the powers of bases. Casts do not show; what they do to types is kept beside the terms.
 
+``|d|²`` is d², in every number format too: the sign is the one bit that a square does not see.
+
 A rule that does not hold for all x is left out: √(x²) is not x, and x/x is not 1.
 """
 
@@ -97,6 +99,7 @@ class Terms:
         self._varies: list[bool] = []
         self._rooted: list[bool] = []
         self._positive: list[bool] = []
+        self._has_magnitudes = False
         self.number(Variable())
 
     def base(self, number: int) -> Base:
@@ -169,7 +172,7 @@ class Terms:
             if exponents[base] == 0.0 and not isinstance(self._bases[base], Extent):
                 return None
         factors = tuple(sorted(item for item in exponents.items() if item[1] != 0.0))
-        return Term(one.coefficient * other.coefficient, factors)
+        return self._without_magnitudes(Term(one.coefficient * other.coefficient, factors))
 
     def power(self, term: Term, exponent: float) -> Term | None:
         """Return ``term ** exponent``."""
@@ -191,7 +194,22 @@ class Terms:
             coefficient = math.pow(term.coefficient, exponent)
         except (OverflowError, ValueError):
             return None
-        return Term(coefficient, tuple((base, inner * exponent) for base, inner in term.factors))
+        powers = tuple((base, inner * exponent) for base, inner in term.factors)
+        return self._without_magnitudes(Term(coefficient, powers))
+
+    def _without_magnitudes(self, term: Term) -> Term | None:
+        """Return ``term`` with every even power of ``|t|`` as that of t; None where a power becomes 0."""
+        if not self._has_magnitudes:
+            return term
+        exponents: dict[int, float] = {}
+        for base, exponent in term.factors:
+            inner = self._bases[base]
+            parts = inner.of if isinstance(inner, Magnitude) and exponent % 2 == 0 else ((base, 1.0),)
+            for number, power in parts:
+                exponents[number] = exponents.get(number, 0.0) + power * exponent
+                if exponents[number] == 0.0:
+                    return None
+        return Term(term.coefficient, tuple(sorted(exponents.items())))
 
     def add(self, one: Term, other: Term, sign: float = 1.0) -> Term | None:
         """Return ``one + sign · other``."""
@@ -252,6 +270,7 @@ class Terms:
         if self._are_positive(term.factors):
             return Term(abs(term.coefficient), term.factors)
         base = self.number(Magnitude(term.factors))
+        self._has_magnitudes = True
         return Term(abs(term.coefficient), ((base, 1.0),))
 
     def floor(self, term: Term, least: float) -> Term | None:

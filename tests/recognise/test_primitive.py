@@ -294,3 +294,43 @@ def test_a_vector_along_one_of_two_normalised_axes_is_written_out() -> None:
     arrays = operands(model, site)
     np.testing.assert_array_equal(arrays["scale"], np.broadcast_to([1, 2, 3, 4], (3, 4)))
     np.testing.assert_array_equal(arrays["bias"], np.broadcast_to([[5], [6], [7]], (3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("square", "result"),
+    [
+        ("a = Abs (x)\nq = Mul (a, x)", "y = Div (x, r)"),
+        ("a = Abs (x)\nq = Pow (a, three)", "y = Div (x, r)"),
+        ("q = Abs (x)", "y = Div (x, r)"),
+        ("a = Abs (x)\nq = Mul (a, a)", "y = Div (a, r)"),
+    ],
+    ids=["x times |x|", "a cube", "no square", "|x| is divided"],
+)
+def test_magnitudes_that_are_no_squares_of_x(square: str, result: str) -> None:
+    """x·|x| keeps its sign, |x|³ and |x| are no squares; what divides |x| is the norm of |x|."""
+    text = f"""g (float[2, 8] x) => (float[2, 8] y) <float e = {{0.001}}, float three = {{3.0}}> {{
+      {square}
+      v = ReduceMean <axes = [-1]> (q)
+      s = Add (v, e)
+      r = Sqrt (s)
+      {result} }}"""
+    model = model_of(HEAD + text)
+    if result == "y = Div (a, r)":
+        assert the_site(model).operands.x.name == "a"
+    else:
+        assert not [item for item in found(model) if isinstance(item, NormSite)]
+
+
+@pytest.mark.parametrize("fourth", ["a = Abs (d)\nq = Pow (a, four)", "p = Mul (d, d)\na = Abs (p)\nq = Mul (a, a)"])
+def test_the_fourth_power_of_a_magnitude_is_declined(fourth: str) -> None:
+    text = f"""g (float[2, 8] x) => (float[2, 8] y) <float e = {{0.001}}, float four = {{4.0}}> {{
+      m = ReduceMean <axes = [-1]> (x)
+      d = Sub (x, m)
+      {fourth}
+      v = ReduceMean <axes = [-1]> (q)
+      s = Add (v, e)
+      r = Sqrt (s)
+      y = Div (d, r) }}"""
+    (declined,) = found(model_of(HEAD + text))
+    assert isinstance(declined, Declined)
+    assert declined.reason == "its deviations are raised to 4, not squared"
