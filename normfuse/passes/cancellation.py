@@ -19,8 +19,9 @@ ONNX states it, does not have it. So that no fold lives on that error alone, :da
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,22 @@ class Moments:
         size = np.sqrt(s * s + f.scale * f.scale * site.spec.epsilon + b * b)
         distance = np.divide(np.abs(m), size, out=np.zeros_like(m), where=m != 0.0)
         return Moments(m, s, b, float(distance.max(initial=0.0)))
+
+    @staticmethod
+    def of_steps(affines: Sequence[ChannelAffine]) -> Moments | None:
+        """Return the moments of a norm written as these maps, in order; None where a channel is not scaled.
+
+        The first factor divides by the deviation. A term before it subtracts the mean; where there is none before it
+        (x·a + b, as FrozenBatchNorm is written), the mean is that of which the norm makes 0.
+        """
+        f = functools.reduce(ChannelAffine.then, affines)
+        first = next((one.scale for one in affines if (one.scale != 1.0).any()), None)
+        if first is None or not first.all() or not f.scale.all():
+            return None
+        centred = affines[0].shift if (affines[0].scale == 1.0).all() else f.shift / f.scale
+        m, s = -f.scale * centred, np.abs(f.scale / first)
+        b = m + f.shift
+        return Moments(m, s, b, float(np.max(np.abs(m) / np.sqrt(s * s + b * b), initial=0.0)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

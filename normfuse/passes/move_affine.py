@@ -24,6 +24,7 @@ from normfuse.passes.affine_move import Move
 from normfuse.passes.affine_own import own_map
 from normfuse.passes.affine_plan import NOTHING, Ground, Plan, name, once
 from normfuse.passes.affine_rest import Work
+from normfuse.passes.affine_written import WrittenNorm, written_norm
 from normfuse.passes.cancellation import Moments, is_accurate, mean_distance
 from normfuse.passes.fold_batchnorm import compose
 from normfuse.passes.spread import Spread
@@ -73,10 +74,10 @@ def move_affines(
 
 
 def _decide_arithmetic(node: ir.Node, ground: Ground) -> Move | Declined | None:
-    """Decide for a factor or term: it moves where that leaves fewer operators; on, only a factor.
+    """Decide for a factor or term: it moves where that leaves fewer operators; on, only a factor, or the whole of a norm.
 
-    How far a mean lies from zero is not known here, so a shift does not go on. The reason of a norm that is written so is
-    kept, any other is not.
+    How far a mean lies from zero is not known of a term alone, so a shift does not go on by itself. The reason of a norm
+    that is written so is kept, any other is not.
     """
     own = own_map(node, ground)
     if not isinstance(own, tuple):
@@ -88,6 +89,11 @@ def _decide_arithmetic(node: ir.Node, ground: Ground) -> Move | Declined | None:
     back = _fewer(_checked(plan_backward(x, f, node, ground), (node,), node), node)
     if isinstance(back, Plan):
         return _move((node,), ground.norms, back=back, place=place)
+    written = written_norm(node, ground)
+    if written is not None:
+        moved = _decide_written(written, back.reason, node, ground)
+        if isinstance(moved, Move) or not f.is_linear:
+            return moved
     declined = Declined(back.reason, node) if node in ground.norms else None
     if not f.is_linear or node.outputs[0].is_graph_output() or _ends_gelu(node, x):
         return declined
@@ -95,6 +101,26 @@ def _decide_arithmetic(node: ir.Node, ground: Ground) -> Move | Declined | None:
     if isinstance(ahead, Declined) or ahead.gone:
         return declined
     return _move((node,), ground.norms, on=ahead, place=place)
+
+
+def _decide_written(written: WrittenNorm, back: str, node: ir.Node, ground: Ground) -> Move | Declined:
+    """Decide whether a norm that is written as arithmetic goes on: whole, or in part where less is left to do."""
+    links, output = written.links, node.outputs[0]
+    x = links[0].inputs[written.place]
+    reason = back
+    if output.is_graph_output() or x is None:
+        return Declined(reason, node)
+    ahead = _checked(plan_forward(output, written.f, node, ground), links, node)
+    if isinstance(ahead, Declined):
+        reason = f"back: {back}; on: {ahead.reason}"
+    elif ahead.adds >= len(links) + len(ahead.gone):
+        reason = f"back: {back}; on: a MatMul without bias would need an Add in its place"
+    elif not is_accurate(written.moments, ahead.products):
+        far = f"its mean lies up to {written.moments.distance:.3g} deviations from zero"
+        reason = f"back: {back}; on: {far}, and the result would lose accuracy"
+    else:
+        return _move(links, ground.norms, on=ahead, place=written.place)
+    return _partly(x, written.f, links, node, ground, written.moments, place=written.place) or Declined(reason, node)
 
 
 def _fewer(plan: Plan | Declined, node: ir.Node) -> Plan | Declined:
@@ -176,12 +202,19 @@ def _in_halves(
 
 
 def _partly(
-    x: ir.Value, f: Spread, links: tuple[ir.Node, ...], norm: ir.Node, ground: Ground, moments: Moments | None
+    x: ir.Value,
+    f: Spread,
+    links: tuple[ir.Node, ...],
+    norm: ir.Node,
+    ground: Ground,
+    moments: Moments | None,
+    *,
+    place: int = 0,
 ) -> Move | None:
     """Return the move that leaves the least to do, if that is less than now: fewer passes, or less arithmetic in as many."""
     now = Work.of((link.op_type, Fraction(1)) for link in links)
     last = links[-1]
-    plans = [(plan_backward(x, f, norm, ground, partly=True), True)]
+    plans = [(plan_backward(x, f, links[0], ground, partly=True), True)]
     if not last.outputs[0].is_graph_output():
         plans.append((plan_forward(last.outputs[0], f, last, ground, partly=True, source=x.producer()), False))
     best: Move | None = None
@@ -189,12 +222,15 @@ def _partly(
     for plan, is_back in plans:
         if isinstance(plan, Declined) or isinstance(_checked(plan, links, norm), Declined):
             continue
+        moves = plan.linears or plan.copies or plan.constants or plan.gone or plan.through
+        if not moves and not is_op(links[0], "BatchNormalization"):
+            continue  # what is written as arithmetic stays so
         work = plan.work
         is_less = (work.passes, work.operations) < (least.passes, least.operations)
         if not is_less or work.nodes > now.nodes or not is_accurate(moments, plan.products):
             continue
         least = work
-        best = _move(links, ground.norms, back=plan) if is_back else _move(links, ground.norms, on=plan)
+        best = _move(links, ground.norms, **{"back" if is_back else "on": plan}, place=place)
     return best
 
 
