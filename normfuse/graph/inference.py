@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -68,12 +68,11 @@ def _write_graph(proto: onnx.GraphProto, graph: ir.Graph, is_identity: Opaque, *
             own = proto.initializer.add()
             ir.serde.serialize_tensor_into(own, tensor)
             own.name = value.name or ""
+    nodes = proto.node
     for node in graph:
-        _write_node(proto.node.add(), node, is_identity)
+        _write_node(nodes, node, is_identity)
         for output in node.outputs:
-            if output.type is None and output.shape is None:
-                continue
-            if output.name and not output.is_graph_output():
+            if (output.type is not None or output.shape is not None) and output.name and not output.is_graph_output():
                 _write_value(proto.value_info.add(), output)
     for value in graph.outputs:
         _write_value(proto.output.add(), value)
@@ -88,14 +87,14 @@ def _write_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
     ir.serde.serialize_value_into(proto, value)
 
 
-def _write_node(proto: onnx.NodeProto, node: ir.Node, is_identity: Opaque) -> None:
-    proto.output.extend([output.name or "" for output in node.outputs])
+def _write_node(nodes: Any, node: ir.Node, is_identity: Opaque) -> None:
+    """Add ``node`` to ``nodes``, the field of a graph: in one call, since each takes longer than what it says."""
+    outputs = [output.name or "" for output in node.outputs]
     if is_identity(node):
-        proto.op_type = "Identity"
-        proto.input.append((node.inputs[0] and node.inputs[0].name) or "")
+        nodes.add(op_type="Identity", input=[(node.inputs[0] and node.inputs[0].name) or ""], output=outputs)
         return
-    proto.op_type = node.op_type
-    proto.input.extend(["" if value is None else value.name or "" for value in node.inputs])
+    inputs = ["" if value is None else value.name or "" for value in node.inputs]
+    proto = nodes.add(op_type=node.op_type, input=inputs, output=outputs)
     if node.domain:
         proto.domain = node.domain
     if node.overload:
@@ -127,12 +126,17 @@ def _read_graph(graph: ir.Graph, proto: onnx.GraphProto, known: Known) -> Iterat
         for value in node.outputs:
             lacks_type, lacks_shape = value.type is None, value.shape is None
             told = types.get(value.name or "") if lacks_type or lacks_shape else None
-            if told is None or not told.HasField("tensor_type"):
+            if told is None:
                 continue
-            dtype, shape = _read_type(told, known)
+            key = told.SerializeToString()
+            read = known.get(key)
+            if read is None:
+                read = known[key] = _read_type(told)
+            dtype, shape = read
             # A type, unlike a frozen shape, may be changed in place: each value has its own.
             type_ = ir.TensorType(dtype) if lacks_type and dtype is not None else None
-            yield Inferred(value, type_, shape if lacks_shape else None)
+            if type_ is not None or (lacks_shape and shape is not None):
+                yield Inferred(value, type_, shape if lacks_shape else None)
         if node.attributes.data and (inner := subgraphs(node)):
             twins = [own for attribute in proto.node[index].attribute for own in _graphs(attribute)]
             for body, twin in zip(inner, twins, strict=True):
@@ -143,13 +147,10 @@ def _graphs(attribute: onnx.AttributeProto) -> tuple[onnx.GraphProto, ...]:
     return (attribute.g,) if attribute.HasField("g") else tuple(attribute.graphs)
 
 
-def _read_type(proto: onnx.TypeProto, known: Known) -> tuple[ir.DataType | None, ir.Shape | None]:
-    key = proto.SerializeToString()
-    if key not in known:
-        element = proto.tensor_type.elem_type
-        shape = ir.serde.deserialize_type_proto_for_shape(proto)
-        known[key] = (
-            ir.DataType(element) if element else None,
-            None if shape is None else ir.Shape(shape, frozen=True),
-        )
-    return known[key]
+def _read_type(proto: onnx.TypeProto) -> tuple[ir.DataType | None, ir.Shape | None]:
+    """Return the type and shape of a tensor; nothing of what is none."""
+    if not proto.HasField("tensor_type"):
+        return None, None
+    element = proto.tensor_type.elem_type
+    shape = ir.serde.deserialize_type_proto_for_shape(proto)
+    return ir.DataType(element) if element else None, None if shape is None else ir.Shape(shape, frozen=True)

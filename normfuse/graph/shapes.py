@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 _UNKNOWN_TO_INFERENCE = ("GroupNormalization", "SimplifiedLayerNormalization", "MeanVarianceNormalization")
+_GIVES_ITS_INPUT = frozenset({*_UNKNOWN_TO_INFERENCE, "GroupNorm"})
 _ARITHMETIC = ("Mul", "Div", "Add", "Sub")
 
 
@@ -55,6 +56,8 @@ def inferred_shapes(model: ir.Model) -> Iterator[None]:
 
 def _gives_what_it_is_given(node: ir.Node) -> bool:
     """Whether the result of ``node`` has the type and shape of its input, and inference has no rule that says so."""
+    if node.op_type not in _GIVES_ITS_INPUT:  # asked of every node
+        return False
     foreign = node.domain == "com.microsoft" and node.op_type == "GroupNorm"
     return len(node.outputs) == 1 and bool(node.inputs) and (foreign or is_op(node, *_UNKNOWN_TO_INFERENCE))
 
