@@ -36,6 +36,11 @@ def normal(*shape: int, dtype: str = "float32", seed: int = 1) -> Array:
     return np.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
+def graph(body: str, x: str = "float[2,3,9,8]", y: str = "float[2,4,h,w]") -> str:
+    """Return the text of a graph from x to y."""
+    return f"g ({x} x) => ({y} y) {{ {body} }}"
+
+
 def build(
     text: str,
     arrays: Mapping[str, Array],
