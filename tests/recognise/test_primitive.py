@@ -18,6 +18,7 @@ from normfuse.recognise.surroundings import with_activation
 from normfuse.reference import evaluate
 from normfuse.spec import Activation, ComputeType, NormSpec, Trailing, canonical
 from tests.graphs import model_of, reading_of
+from tests.norm_chains import layer_norms
 from tests.spellings import FOLLOWERS, SLOPE, Spelling, Written, graph_of, spellings
 
 CHUNKS = 8
@@ -208,32 +209,11 @@ def test_affine_that_enlarges_stays_outside() -> None:
 
 
 def test_finding_is_linear_and_takes_few_steps() -> None:
-    def chain(count: int) -> ir.Model:
-        lines = ["h0 = Identity (x)"]
-        for i in range(count):
-            lines += [
-                f"m{i} = ReduceMean <axes = [-1]> (h{i})",
-                f"d{i} = Sub (h{i}, m{i})",
-                f"q{i} = Pow (d{i}, two)",
-                f"v{i} = ReduceMean <axes = [-1]> (q{i})",
-                f"s{i} = Add (v{i}, e)",
-                f"r{i} = Sqrt (s{i})",
-                f"n{i} = Div (d{i}, r{i})",
-                f"a{i} = Mul (n{i}, w)",
-                f"b{i} = Add (a{i}, w)",
-                f"g{i} = Tanh (b{i})",
-                f"p{i} = MatMul (g{i}, k)",
-                f"h{i + 1} = Add (p{i}, h{i})",
-            ]
-        lines.append(f"y = Identity (h{count})")
-        entries = ", ".join(["1"] * 8)
-        square = ", ".join(["0.1"] * 64)
-        head = f"<float two = {{2.0}}, float e = {{0.001}}, float[8] w = {{{entries}}}, float[8, 8] k = {{{square}}}>"
-        return model_of(HEAD + f"g (float[4, 8] x) => (float[4, 8] y) {head} {{" + "\n".join(lines) + "}")
-
     def calls(count: int) -> int:
         """Return how many calls of Python functions finding takes: a measure of time that is the same everywhere."""
-        model, made = chain(count), 0
+        proto, blocks = layer_norms(12 * count)
+        assert blocks == count
+        model, made = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True)), 0
         reading = reading_of(model)
 
         def count_call(_: FrameType, event: str, __: object) -> None:
