@@ -22,11 +22,9 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +36,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from contenders import converted
+from environments import environment, run_there
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("onnxsim==0.8.1", "onnxslim==0.1.98")
@@ -256,17 +255,6 @@ def exported(names: list[str], folder: Path) -> list[Path]:
     return paths
 
 
-def build_environment(folder: Path) -> Path:
-    """Make a virtual environment with the tools; return its Python."""
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
-        subprocess.run([*pip, "-e", f"{ROOT}[cpu]", "onnxscript", *TOOLS], check=True)
-        (folder / ".ready").touch()
-    return python
-
-
 def main() -> None:
     """Parse the command line and run, in an environment of its own unless told otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -281,9 +269,8 @@ def main() -> None:
         if arguments.export:
             models = exported(arguments.models, Path(name))
         if not arguments.here:
-            python = build_environment(arguments.environment)
-            command = [str(python), str(Path(__file__).resolve()), "--here", "--rounds", str(arguments.rounds)]
-            sys.exit(subprocess.run([*command, *map(str, models)], check=False).returncode)
+            python = environment(arguments.environment, "cpu", ["onnxscript", *TOOLS])
+            sys.exit(run_there(python, __file__, ["--rounds", str(arguments.rounds), *map(str, models)]))
         results = [compare(model, arguments.rounds) for model in models]
     print("\nOriginal / normfuse / the least of the others:\n")
     print(

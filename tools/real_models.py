@@ -13,16 +13,13 @@ are in the form primitive, and where the opset has no operator).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-import venv
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,12 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools.architectures import MODELS, Built  # noqa: E402  (the checkout must be on the path first)
+from tools.environments import chosen, of_real_models, parser_of, run_there  # noqa: E402
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-LIBRARIES = ("transformers==5.23.0", "diffusers==0.42.1", "monai==1.6.1")
-WITHOUT_DEPENDENCIES = ("pytorchcv==0.0.74", "timm==1.0.31")  # their torchvision would bring a CUDA build of torch
 
 
 def norm_counts(model: ir.Model) -> str:
@@ -133,24 +128,11 @@ def reasons(build: Callable[[], Built]) -> Iterator[str]:
         yield f"  {count} × {reason}"
 
 
-def build_environment(folder: Path) -> Path:
-    """Make a virtual environment with the libraries; return its Python."""
-    python = folder / "bin" / "python"
-    if not (folder / ".ready").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt")]
-        subprocess.run([*pip, "-e", f"{ROOT}[cpu,torch]", *LIBRARIES], check=True)
-        subprocess.run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES], check=True)
-        (folder / ".ready").touch()
-    return python
-
-
 def run(names: list[str], forms: list[str], opset: int | None, *, why: bool) -> int:
     """Print the table, or the reasons; return 1 if any model is not equivalent."""
     warnings.simplefilter("ignore")
     if why:
-        chosen = [build for build in MODELS if not names or any(name in build.__name__ for name in names)]
-        print("\n".join(line for build in chosen for line in reasons(build)))
+        print("\n".join(line for build in chosen(MODELS, names) for line in reasons(build)))
         return 0
     print(
         "| model | form | norms before | after | of several operators | nodes | worst error / allowed | verdict "
@@ -158,9 +140,7 @@ def run(names: list[str], forms: list[str], opset: int | None, *, why: bool) -> 
     )
     print("|---" * 10 + "|")
     failed = 0
-    for build in MODELS:
-        if names and not any(name in build.__name__ for name in names):
-            continue
+    for build in chosen(MODELS, names):
         try:
             for cells in rows(build, forms, opset):
                 failed += "DIVERGENT" in cells[-3]
@@ -173,22 +153,19 @@ def run(names: list[str], forms: list[str], opset: int | None, *, why: bool) -> 
 
 def main() -> None:
     """Parse the command line and run, in an environment of its own unless told otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="run only models whose name contains one of these")
+    parser = parser_of(__doc__)
     parser.add_argument("--reasons", action="store_true", help="count why batch norms stay")
-    parser.add_argument("--here", action="store_true", help="run in this environment")
     parser.add_argument("--form", nargs="+", default=["auto"])
     parser.add_argument("--opset", type=int, help="the opset of the export")
     parser.add_argument("--environment", type=Path, default=ROOT / "build" / "real-models")
     arguments = parser.parse_args()
     if arguments.here:
         sys.exit(run(arguments.names, arguments.form, arguments.opset, why=arguments.reasons))
-    python = build_environment(arguments.environment)
+    words = [*arguments.names, "--form", *arguments.form]
+    words += ["--opset", str(arguments.opset)] if arguments.opset else []
+    words += ["--reasons"] if arguments.reasons else []
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(python), str(Path(__file__).resolve()), *arguments.names, "--here", "--form", *arguments.form]
-        command += ["--opset", str(arguments.opset)] if arguments.opset else []
-        command += ["--reasons"] if arguments.reasons else []
-        sys.exit(subprocess.run(command, cwd=folder, check=False).returncode)
+        sys.exit(run_there(of_real_models(arguments.environment), __file__, words, folder))
 
 
 if __name__ == "__main__":

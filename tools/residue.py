@@ -11,8 +11,6 @@ reason. verdict: of validate --quick. The exit status is 1 where a norm is left,
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -23,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tools import architectures as known  # noqa: E402  (the checkout must be on the path first)
-from tools.real_models import build_environment, exported, norm_counts  # noqa: E402
+from tools.environments import chosen, of_real_models, parser_of, run_there  # noqa: E402
+from tools.real_models import exported, norm_counts  # noqa: E402
 
 MODELS: tuple[Callable[[], known.Built], ...] = (
     known.transformers_bert,
@@ -70,9 +69,7 @@ def run(names: list[str], forms: list[str], opset: int) -> int:
     print("| model | form | norms before | after | left | no operator | declined | verdict |")
     print("|---" * 8 + "|")
     failed = 0
-    for build in MODELS:
-        if names and not any(name in build.__name__ for name in names):
-            continue
+    for build in chosen(MODELS, names):
         for cells, good in rows(build, forms, opset):
             failed += not good
             print(f"| {' | '.join(cells)} |", flush=True)
@@ -81,19 +78,15 @@ def run(names: list[str], forms: list[str], opset: int) -> int:
 
 def main() -> None:
     """Parse the command line and run, in the environment of tools/real_models.py unless told otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="only models whose name contains one of these")
-    parser.add_argument("--here", action="store_true", help="run in this environment")
+    parser = parser_of(__doc__)
     parser.add_argument("--form", nargs="+", default=list(FORMS))
     parser.add_argument("--opset", type=int, default=18, help="the opset of the export")
     arguments = parser.parse_args()
     if arguments.here:
         sys.exit(run(arguments.names, arguments.form, arguments.opset))
-    python = build_environment(ROOT / "build" / "real-models")
+    words = [*arguments.names, "--form", *arguments.form, "--opset", str(arguments.opset)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(python), str(Path(__file__).resolve()), *arguments.names, "--here", "--form", *arguments.form]
-        command += ["--opset", str(arguments.opset)]
-        sys.exit(subprocess.run(command, cwd=folder, check=False).returncode)
+        sys.exit(run_there(of_real_models(), __file__, words, folder))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ children, sampled every 20 ms, without what they share.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools import architectures  # noqa: E402
 from tools.architectures import Built  # noqa: E402
-from tools.real_models import build_environment, exported  # noqa: E402
+from tools.environments import chosen, of_real_models, parser_of, run_there  # noqa: E402
+from tools.real_models import exported  # noqa: E402
 
 _FLAGS: dict[str, tuple[str, ...]] = {"default": (), "quick": ("--quick",)}
 
@@ -150,9 +150,7 @@ def run(names: list[str], folder: Path) -> int:
     print("| model | MB of weights | checks | verdict | seconds | --quick | peak GB | --quick |")
     print("|---" * 8 + "|")
     failed = 0
-    for build in MODELS:
-        if names and not any(name in build.__name__ for name in names):
-            continue
+    for build in chosen(MODELS, names):
         original, fused = files(build, folder)
         size = sum(path.stat().st_size for path in folder.glob(f"{build.__name__}.onnx*"))
         size += sum(
@@ -177,9 +175,7 @@ def run(names: list[str], folder: Path) -> int:
 
 def main() -> None:
     """Parse the command line and run, in an environment of its own unless told otherwise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="run only models whose name contains one of these")
-    parser.add_argument("--here", action="store_true", help="run in this environment")
+    parser = parser_of(__doc__)
     parser.add_argument("--make", action="store_true", help="export and fuse only")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "validate-models")
     arguments = parser.parse_args()
@@ -193,9 +189,7 @@ def main() -> None:
     elif arguments.here:
         sys.exit(run(arguments.names, arguments.folder))
     else:
-        python = build_environment(ROOT / "build" / "real-models")
-        command = [str(python), str(Path(__file__).resolve()), *arguments.names, "--here", "--folder"]
-        sys.exit(subprocess.run([*command, str(arguments.folder)], check=False).returncode)
+        sys.exit(run_there(of_real_models(), __file__, [*arguments.names, "--folder", str(arguments.folder)]))
 
 
 if __name__ == "__main__":
