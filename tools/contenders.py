@@ -5,6 +5,7 @@ python tools/contenders.py TOOL SOURCE TARGET
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,4 +78,9 @@ def converted(source: Path, folder: Path) -> dict[str, Path | str]:
 
 
 if __name__ == "__main__":
-    CONTENDERS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tool", choices=CONTENDERS)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    arguments = parser.parse_args()
+    CONTENDERS[arguments.tool](arguments.source, arguments.target)
