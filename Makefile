@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 
 CXX ?= c++
 SANITIZED := build/sanitized
+EMULATED := build/emulated
 
 # The oldest onnxruntime that is supported, with NumPy and nothing else: `validate --provider cpu@PYTHON` needs no more.
 OLDEST := build/oldest
@@ -22,7 +23,7 @@ test: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find normfuse/native -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find normfuse/native tests/native/emulation -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
 
 types: $(READY)
 	$(VENV)/bin/mypy
@@ -30,12 +31,15 @@ types: $(READY)
 readme: $(READY)
 	$(RUN) tools/check_readme.py
 
-# The tests of the native operators on a build that stops at an invalid access and at undefined behaviour.
+# The tests of the native operators, and of the CUDA kernels emulated on the CPU, on a build that stops at an invalid access
+# and at undefined behaviour.
 sanitize: $(READY)
 	$(VENV)/bin/cmake -S normfuse/native -B $(SANITIZED) -DNORMFUSE_SANITIZE=address,undefined
 	$(VENV)/bin/cmake --build $(SANITIZED)
+	$(VENV)/bin/cmake -S tests/native/emulation -B $(EMULATED) -DNORMFUSE_SANITIZE=address,undefined
+	$(VENV)/bin/cmake --build $(EMULATED) --parallel 2
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	NORMFUSE_REQUIRE_NATIVE=1 NORMFUSE_OPS_LIBRARY=$(SANITIZED)/libnormfuse_ops.so $(RUN) -m pytest -q tests/native
+	NORMFUSE_REQUIRE_NATIVE=1 NORMFUSE_OPS_LIBRARY=$(SANITIZED)/libnormfuse_ops.so NORMFUSE_EMULATED=$(EMULATED) $(RUN) -m pytest -q tests/native
 
 # The library for aarch64, by a cross compiler: that it compiles without a warning, NEON kernels included.
 aarch64: $(READY)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/element.cuh"
+#include "cuda/machine.cuh"
 #include "cuda/norm.h"
 
 namespace normfuse::cuda {
@@ -69,15 +70,8 @@ __device__ void load_affine(const Operands<T>& operands, const FastDivide& spati
     }
 }
 
-// v · sigmoid(v) by the hardware's exponential and reciprocal, each within 2 units in the last place; subnormal
-// intermediate results, where sigmoid(v) is below 1e-37, become 0.
-__device__ inline float silu(float value) {
-    float power;
-    float reciprocal;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value * -1.44269504f));
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(1.0f + power));
-    return value * reciprocal;
-}
+// v · sigmoid(v), which is 0 where sigmoid(v) is below 1e-37.
+__device__ inline float silu(float value) { return value * fast_reciprocal(1.0f + fast_exp2(value * -1.44269504f)); }
 
 template <int Width>
 __device__ void activate(int activation, float (&values)[Width]) {

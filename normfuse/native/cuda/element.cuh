@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/machine.cuh"
+
 namespace normfuse::cuda {
 
 // Elements of a 16-byte access.
@@ -58,18 +60,14 @@ __device__ void widen(const Raw<T, Width>& raw, float (&values)[Width]) {
     }
 }
 
-// Read Width elements at `address`, aligned to their size, of a tensor that is read once: 16 bytes go past the
-// first-level cache, which is left to scale and bias.
+// Read Width elements at `address`, aligned to their size, of a tensor that is read once: the first-level cache is left
+// to scale and bias.
 template <int Width, typename T>
 __device__ Raw<T, Width> load_raw(const T* address) {
     if constexpr (Width == 1) {
         return __ldg(address);
     } else {
-        uint4 raw;
-        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
-                     : "l"(address));
-        return raw;
+        return load_once(address);
     }
 }
 

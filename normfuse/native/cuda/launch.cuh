@@ -27,6 +27,17 @@ Operands<T> operands_of(const NormfuseNorm& norm) {
             norm.centred != 0};
 }
 
+// Enqueue `blocks` blocks of a kernel.
+template <typename... Parameters, typename... Arguments>
+cudaError_t enqueue(void (*kernel)(Parameters...), std::uint32_t blocks, int threads, cudaStream_t stream,
+                    const Arguments&... arguments) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(threads);
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 template <typename T, int Width, int Vectors, NormfuseStrategy strategy>
 cudaError_t launch_rows(const NormfuseNorm& norm, const NormfusePlan& plan, cudaStream_t stream) {
     auto* kernel = norm_rows<T, Width, Vectors, strategy>;
@@ -37,14 +48,12 @@ cudaError_t launch_rows(const NormfuseNorm& norm, const NormfusePlan& plan, cuda
                          FastDivide::by(static_cast<std::uint32_t>(norm.groups)),
                          FastDivide::by(static_cast<std::uint32_t>(norm.spatial)),
                          plan.team};
-    const auto operands = operands_of<T>(norm);
+    std::uint32_t blocks = rows;
     if constexpr (strategy == kNormfuseLanes) {
         const std::uint32_t rows_of_block = plan.threads / plan.team;
-        kernel<<<(rows + rows_of_block - 1) / rows_of_block, plan.threads, 0, stream>>>(operands, shape);
-    } else {
-        kernel<<<rows, plan.threads, 0, stream>>>(operands, shape);
+        blocks = (rows + rows_of_block - 1) / rows_of_block;
     }
-    return cudaGetLastError();
+    return enqueue(kernel, blocks, plan.threads, stream, operands_of<T>(norm), shape);
 }
 
 template <typename T, int Width, int Vectors>
@@ -121,9 +130,9 @@ cudaError_t launch_streamed(const NormfuseNorm& norm, const NormfusePlan& plan, 
     const auto blocks = static_cast<std::uint32_t>(norm.batch * norm.groups * chunks);
     const auto operands = operands_of<T>(norm);
     auto* partials = static_cast<Moments*>(workspace);
-    chunk_moments<T, Width><<<blocks, kStreamedBlock, 0, stream>>>(operands, shape, partials);
-    apply_chunks<T, Width><<<blocks, kStreamedBlock, 0, stream>>>(operands, shape, partials);
-    return cudaGetLastError();
+    const auto status = enqueue(chunk_moments<T, Width>, blocks, kStreamedBlock, stream, operands, shape, partials);
+    if (status != cudaSuccess) return status;
+    return enqueue(apply_chunks<T, Width>, blocks, kStreamedBlock, stream, operands, shape, partials);
 }
 
 template <typename T, int Width>
@@ -148,10 +157,12 @@ cudaError_t launch_channels_last(const NormfuseNorm& norm, const NormfusePlan& p
     const auto operands = operands_of<T>(norm);
     auto* maps = static_cast<ChannelMap*>(workspace);
     auto* partials = reinterpret_cast<ChannelMoments*>(maps + static_cast<std::size_t>(batch) * all_channels);
-    channel_moments<T, Width><<<blocks, kChannelsLastBlock, 0, stream>>>(operands, shape, partials);
-    group_maps<T><<<batch * shape.groups, kChannelsLastBlock, 0, stream>>>(operands, shape, partials, maps);
-    apply_maps<T, Width><<<blocks, kChannelsLastBlock, 0, stream>>>(operands, shape, maps);
-    return cudaGetLastError();
+    auto status = enqueue(channel_moments<T, Width>, blocks, kChannelsLastBlock, stream, operands, shape, partials);
+    if (status != cudaSuccess) return status;
+    const std::uint32_t all_groups = batch * shape.groups;
+    status = enqueue(group_maps<T>, all_groups, kChannelsLastBlock, stream, operands, shape, partials, maps);
+    if (status != cudaSuccess) return status;
+    return enqueue(apply_maps<T, Width>, blocks, kChannelsLastBlock, stream, operands, shape, maps);
 }
 
 template <typename T>

@@ -38,7 +38,7 @@ __device__ Value sum_of_lanes(Value value, int lanes = kWarp) {
 // The sum over the block, whole warps, for every thread. `shared` is free again after the next barrier.
 template <typename Value>
 __device__ Value sum_of_block(Value value, Value (&shared)[kWarp]) {
-    const int lane = threadIdx.x % kWarp;
+    const unsigned lane = threadIdx.x % kWarp;
     value = sum_of_lanes(value);
     if (lane == 0) shared[threadIdx.x / kWarp] = value;
     __syncthreads();

@@ -7,9 +7,8 @@
 // many clusters as run at once.
 #pragma once
 
-#include <cooperative_groups.h>
-
 #include "cuda/affine.cuh"
+#include "cuda/machine.cuh"
 #include "cuda/reduce.cuh"
 
 namespace normfuse::cuda {
@@ -30,38 +29,6 @@ struct StagedShape {
 
 #if __CUDA_ARCH__ >= 900
 
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-    return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ inline void prepare_barrier(std::uint64_t& barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&barrier)));
-}
-
-__device__ inline void expect_bytes(std::uint64_t& barrier, std::uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
-                 : "memory");
-}
-
-__device__ inline void copy_in(void* target, const void* source, std::uint32_t bytes, std::uint64_t& barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(target)),
-                 "l"(source), "r"(bytes), "r"(shared_address(&barrier))
-                 : "memory");
-}
-
-// Wait for the `turn`-th filling of the slot that `barrier` guards, counted from 0.
-__device__ inline void await_bytes(std::uint64_t& barrier, std::uint32_t turn) {
-    std::uint32_t is_done = 0;
-    while (!is_done) {
-        asm volatile(
-            "{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
-            : "=r"(is_done)
-            : "r"(shared_address(&barrier)), "r"(turn % 2)
-            : "memory");
-    }
-}
-
 // y = (h − shift) · slope + bias for the elements of one channel.
 struct ChannelSlope {
     float slope;
@@ -70,12 +37,11 @@ struct ChannelSlope {
 
 // Combine the moments of the blocks of a cluster; every warp does it for itself.
 __device__ inline Moments moments_of_cluster(const Moments& own, Moments& shared, std::uint32_t length) {
-    auto cluster = cooperative_groups::this_cluster();
     if (threadIdx.x == 0) shared = own;
-    cluster.sync();
+    sync_cluster();
     const unsigned lane = threadIdx.x % kWarp;
     Moments part{0.0, 0.0, 0.0};
-    if (lane < cluster.num_blocks()) part = *cluster.map_shared_rank(&shared, lane);
+    if (lane < blocks_of_cluster()) part = *shared_of_block(&shared, lane);
     const double mean = sum_of_lanes(part.count * part.mean) / length;
     const double step = part.mean - mean;
     return {mean, sum_of_lanes(part.m2 + part.count * step * step), static_cast<double>(length)};
@@ -88,7 +54,7 @@ __global__ void __launch_bounds__(kStagedBlock, 2)
     norm_staged(const __grid_constant__ Operands<T> operands, const __grid_constant__ StagedShape shape) {
 #if __CUDA_ARCH__ >= 900  // the plan takes it from there on
     constexpr int Width = kWide<T>;
-    extern __shared__ uint4 slots[];
+    uint4* const slots = dynamic_shared();
     __shared__ std::uint64_t filled[kSlots];
     __shared__ float sums[kWarp];
     __shared__ Pair pairs[kWarp];
@@ -129,7 +95,7 @@ __global__ void __launch_bounds__(kStagedBlock, 2)
 
     if (threadIdx.x == 0) {
         for (std::uint64_t& barrier : filled) prepare_barrier(barrier);
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        publish_barriers();
         if (pieces > 0) {
             for (std::uint32_t number = 0; number < kSlots; ++number) fetch(number);
         }
@@ -236,7 +202,7 @@ __global__ void __launch_bounds__(kStagedBlock, 2)
         }
     }
     // A block that ended would take its moments with it.
-    if (shape.team > 1) cooperative_groups::this_cluster().sync();
+    if (shape.team > 1) sync_cluster();
 #endif
 }
 
