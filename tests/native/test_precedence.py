@@ -120,3 +120,49 @@ def test_shapes_are_inferred() -> None:
     options.register_custom_ops_library(str(find_library().path))
     session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
     assert session.get_outputs()[0].shape == ["batch", 4]
+
+
+@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"])
+def test_an_axis_with_neither_size_nor_name_is_no_minus_one(level: str) -> None:
+    """What reads the shape reads it at run time: were the axis −1, onnxruntime would compute with that when it loads."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["t"]),
+        node("t", "n"),
+        helper.make_node("Shape", ["n"], ["sizes"]),
+        helper.make_node("Cast", ["sizes"], ["factors"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceProd", ["factors"], ["factor"], keepdims=0),
+        helper.make_node("Mul", ["n", "factor"], ["y"]),
+    ]
+    content = model(nodes, [])
+    content.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [2]))
+    content.graph.output[0].type.tensor_type.ClearField("shape")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.register_custom_ops_library(str(find_library().path))
+    session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for rows, columns in ((1, 4), (2, 2)):
+        shape = np.array([rows, columns])
+        y = session.run(None, {"x": X, "shape": shape})[0]
+        x = X.astype(np.float64).reshape(rows, columns)
+        deviation = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        np.testing.assert_allclose(y, 4.0 * (x - x.mean(-1, keepdims=True)) / deviation, rtol=1e-5)
+
+
+def test_the_head_split_of_an_exporter_loads() -> None:
+    """A Reshape whose target is joined of two unnamed axes of the norm: both as −1 would be no target at all."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["t"]),
+        node("t", "n"),
+        helper.make_node("Shape", ["n"], ["sizes"]),
+        helper.make_node("Concat", ["sizes", "one"], ["target"], axis=0),
+        helper.make_node("Reshape", ["n", "target"], ["y"]),
+    ]
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    content = model(nodes, [], initializers=(one,))
+    content.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [2]))
+    content.graph.output[0].type.tensor_type.ClearField("shape")
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(find_library().path))
+    session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    y = session.run(None, {"x": X, "shape": np.array([1, 4])})[0]
+    np.testing.assert_allclose(y, NORMALISED[..., None], rtol=1e-6)

@@ -28,6 +28,7 @@ SAME_SLOT(GetTensorMutableData);
 SAME_SLOT(GetTensorElementType);
 SAME_SLOT(GetDimensionsCount);
 SAME_SLOT(GetDimensions);
+SAME_SLOT(GetSymbolicDimensions);
 SAME_SLOT(GetTensorTypeAndShape);
 SAME_SLOT(KernelInfoGetAttribute_float);
 SAME_SLOT(KernelInfoGetAttribute_int64);

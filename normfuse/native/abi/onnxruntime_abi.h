@@ -47,7 +47,8 @@ struct Api {
     Status* (*GetTensorElementType)(const TensorTypeAndShapeInfo* info, ElementType* out);
     Status* (*GetDimensionsCount)(const TensorTypeAndShapeInfo* info, std::size_t* out);
     Status* (*GetDimensions)(const TensorTypeAndShapeInfo* info, std::int64_t* values, std::size_t count);
-    Unused gap_63[2];
+    Status* (*GetSymbolicDimensions)(const TensorTypeAndShapeInfo* info, const char** names, std::size_t count);
+    Unused gap_64[1];
     Status* (*GetTensorTypeAndShape)(const Value* value, TensorTypeAndShapeInfo** out);
     Unused gap_66[19];
     Status* (*KernelInfoGetAttribute_float)(const KernelInfo* info, const char* name, float* out);

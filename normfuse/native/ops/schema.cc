@@ -1,5 +1,8 @@
 #include "ops/schema.h"
 
+#include <cstdint>
+#include <vector>
+
 namespace normfuse {
 
 namespace {
@@ -22,11 +25,30 @@ ort::Characteristic input_characteristic(const ort::CustomOp* callbacks, std::si
     return index < schema_of(callbacks).op.scale_at() ? ort::Characteristic::kRequired : ort::Characteristic::kOptional;
 }
 
-// Every output has the shape of x, symbolic dimensions included.
+// Whether every axis has a size or a name.
+ort::Status* know_every_axis(const ort::Api& api, const ort::TensorTypeAndShapeInfo* x, bool* known) {
+    std::size_t rank = 0;
+    if (ort::Status* status = api.GetDimensionsCount(x, &rank)) return status;
+    std::vector<std::int64_t> sizes(rank);
+    std::vector<const char*> names(rank, "");
+    if (ort::Status* status = api.GetDimensions(x, sizes.data(), rank)) return status;
+    if (ort::Status* status = api.GetSymbolicDimensions(x, names.data(), rank)) return status;
+    *known = true;
+    for (std::size_t axis = 0; axis < rank; ++axis) {
+        if (sizes[axis] < 0 && (names[axis] == nullptr || *names[axis] == '\0')) *known = false;
+    }
+    return nullptr;
+}
+
+// Every output has the shape of x, symbolic dimensions included. Nothing is said where an axis has neither size nor
+// name: onnxruntime would take the −1 that stands for it as its size, and compute with it what reads the shape.
 ort::Status* infer_shapes(const ort::CustomOp* callbacks, ort::ShapeInferContext* context) {
     const ort::Api& api = *schema_of(callbacks).api;
     ort::TensorTypeAndShapeInfo* x = nullptr;  // belongs to the context
     if (ort::Status* status = api.ShapeInferContext_GetInputTypeShape(context, 0, &x)) return status;
+    bool known = false;
+    if (ort::Status* status = know_every_axis(api, x, &known)) return status;
+    if (!known) return nullptr;
     for (std::size_t index = 0; index < schema_of(callbacks).op.outputs(); ++index) {
         if (ort::Status* status = api.ShapeInferContext_SetOutputTypeShape(context, index, x)) return status;
     }
