@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from normfuse.graph.constants import Constants
 from normfuse.graph.reading import input_at, is_standard
+from normfuse.graph.reductions import FUNCTIONS
 
 _SAME_RANK = frozenset(
     "Identity Cast CastLike Dropout Relu LeakyRelu PRelu ThresholdedRelu Sigmoid Tanh Elu Selu Celu "
@@ -65,6 +66,8 @@ class Ranks:
             if "shape" in node.attributes:  # opset 1 to 4
                 return len(node.attributes["shape"].as_ints())
             return self._length(input_at(node, 1))
+        if node.op_type in ("Squeeze", "Unsqueeze", *FUNCTIONS):
+            return self._without_axes(node)
         if node.op_type == "MatMul" or node.op_type in _BROADCAST:
             ranks = [self.of(operand) for operand in node.inputs]
             known = [rank for rank in ranks if rank is not None]
@@ -73,13 +76,43 @@ class Ranks:
             return max(known)
         return None
 
+    def _without_axes(self, node: ir.Node) -> int | None:
+        """Return the rank of what a reduction, Squeeze or Unsqueeze of constant axes leaves."""
+        rank, value = self.of(input_at(node, 0)), input_at(node, 1)
+        if node.op_type in FUNCTIONS and node.attributes.get_int("keepdims", 1) != 0:
+            return rank
+        attribute = node.attributes.get("axes")
+        axes = tuple(attribute.as_ints()) if attribute is not None and not attribute.is_ref() else ()
+        if value is not None:
+            axes = self._constants.integers(value) or ()
+        if rank is None or not axes:
+            return None  # without axes a reduction takes them all, a Squeeze those of size one
+        return rank + len(axes) if node.op_type == "Unsqueeze" else rank - len(axes)
+
     def _length(self, vector: ir.Value | None) -> int | None:
         """Return the number of entries of a shape operand, whether or not they are known."""
         array = self._constants.array(vector)
         if array is not None:
             return array.size
         stated = None if vector is None or vector.shape is None or vector.shape.rank() != 1 else vector.shape[0]
-        return stated if isinstance(stated, int) else None
+        if isinstance(stated, int) or vector is None:
+            return stated if isinstance(stated, int) else None
+        return self._computed_length(vector.producer())
+
+    def _computed_length(self, node: ir.Node | None) -> int | None:
+        """Return the number of entries of a shape that is put together of sizes: Concat of Unsqueeze of Gather of Shape."""
+        if node is None or not is_standard(node):
+            return None
+        if node.op_type == "Concat":
+            lengths = [self._length(operand) for operand in node.inputs]
+            return None if None in lengths else sum(length or 0 for length in lengths)
+        if node.op_type in ("Cast", "Identity"):
+            return self._length(input_at(node, 0))
+        if node.op_type == "Unsqueeze":
+            return 1  # a shape is a vector: what becomes part of one was a scalar
+        if node.op_type == "Shape" and not {"start", "end"} & node.attributes.keys():
+            return self.of(input_at(node, 0))
+        return None
 
 
 def channels(value: ir.Value, axis: int = 1) -> int | None:

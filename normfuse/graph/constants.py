@@ -374,6 +374,20 @@ def _equal(_: ir.Node, arrays: list[Array | None]) -> Array | None:
     return None if operands is None or len(operands) != 2 else np.asarray(np.equal(*operands))
 
 
+def _sign(node: ir.Node, arrays: list[Array | None]) -> Array | None:
+    """Sign of what is stored (binary weights), perhaps laid out anew: near zero, rounding decides what is computed."""
+    value = node.inputs[0]
+    producer = None if value is None else value.producer()
+    while producer is not None and producer.op_type in _LAYOUTS:
+        value = producer.inputs[0]
+        producer = None if value is None else value.producer()
+    is_stored = producer is None or producer.op_type == "Constant"
+    return np.sign(arrays[0]) if is_stored and arrays[0] is not None else None
+
+
+_LAYOUTS = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+
+
 _EVALUATORS: dict[str, Evaluator] = {
     "Identity": _identity,
     "Cast": _cast,
@@ -396,6 +410,7 @@ _EVALUATORS: dict[str, Evaluator] = {
     "Pow": _elementwise(np.power),
     "Sqrt": _elementwise(np.sqrt),
     "Neg": _elementwise(np.negative),
+    "Sign": _sign,
     "Abs": _elementwise(np.abs),
     "Exp": _elementwise(np.exp),
     "Reciprocal": _elementwise(lambda x: np.divide(np.ones((), x.dtype), x)),

@@ -14,14 +14,24 @@ from typing import Any, NamedTuple
 import onnx
 import onnx_ir as ir
 
-from normfuse.graph.reading import subgraphs
+from normfuse.graph.reading import default_opset, subgraphs
 
 logger = logging.getLogger(__name__)
 
 _LARGEST_CONSTANT = 1000
 """Bytes of an initializer that may say a shape, and is handed over."""
 
+_AUXILIARY = "auxiliary"
+"""The name of nodes of the skeleton that the model does not have; others have none."""
+
 Opaque = Callable[[ir.Node], bool]
+
+
+class _Belief(NamedTuple):
+    """What inference is to believe beyond its own rules. broadcasts: whether an Add broadcasts by itself."""
+
+    is_identity: Opaque
+    broadcasts: bool
 
 
 class Inferred(NamedTuple):
@@ -45,7 +55,8 @@ def infer(model: ir.Model, is_identity: Opaque = lambda _: False) -> Iterator[In
             skeleton.opset_import.add(domain=domain, version=version)
         for function in model.functions.values():
             ir.serde.serialize_function_into(skeleton.functions.add(), function)
-        _write_graph(skeleton.graph, model.graph, is_identity, is_outermost=True)
+        belief = _Belief(is_identity, default_opset(model) >= 7)
+        _write_graph(skeleton.graph, model.graph, belief, is_outermost=True)
         result = onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
     except Exception as error:  # onnx raises what it likes; without shapes less is known, and nothing is wrong
         logger.debug("no shapes are inferred: %s", error)
@@ -53,7 +64,7 @@ def infer(model: ir.Model, is_identity: Opaque = lambda _: False) -> Iterator[In
     yield from _read_graph(model.graph, result.graph, {})
 
 
-def _write_graph(proto: onnx.GraphProto, graph: ir.Graph, is_identity: Opaque, *, is_outermost: bool) -> None:
+def _write_graph(proto: onnx.GraphProto, graph: ir.Graph, belief: _Belief, *, is_outermost: bool) -> None:
     proto.name = graph.name or "graph"
     for value in graph.inputs:
         _write_value(proto.input.add(), value)
@@ -70,7 +81,11 @@ def _write_graph(proto: onnx.GraphProto, graph: ir.Graph, is_identity: Opaque, *
             own.name = value.name or ""
     nodes = proto.node
     for node in graph:
-        _write_node(nodes, node, is_identity)
+        model_of = _shaped_like(node) if belief.broadcasts else None
+        if model_of is None:
+            _write_node(nodes, node, belief)
+        else:
+            _write_shaped_like(nodes, node, model_of)
         for output in node.outputs:
             if (output.type is not None or output.shape is not None) and output.name and not output.is_graph_output():
                 _write_value(proto.value_info.add(), output)
@@ -87,10 +102,36 @@ def _write_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
     ir.serde.serialize_value_into(proto, value)
 
 
-def _write_node(nodes: Any, node: ir.Node, is_identity: Opaque) -> None:
+def _shaped_like(node: ir.Node) -> ir.Value | None:
+    """Return the value whose shape a Reshape takes: ``Reshape(x, Shape(value))``; None for anything else."""
+    if node.op_type != "Reshape" or len(node.inputs) != 2 or node.domain not in ("", "ai.onnx"):
+        return None
+    target = node.inputs[1]
+    shape = None if target is None else target.producer()
+    if shape is None or shape.op_type != "Shape" or shape.domain not in ("", "ai.onnx") or shape.attributes.data:
+        return None
+    return shape.inputs[0] if node.inputs[0] is not None else None
+
+
+def _write_shaped_like(nodes: Any, node: ir.Node, model_of: ir.Value) -> None:
+    """Write ``Reshape(x, Shape(v))`` as the sum of one element of x and v: of the type of x and the shape of v.
+
+    Below opset 13 inference takes no shape from what is computed, not even the rank.
+    """
+    x, output = node.inputs[0], node.outputs[0].name or ""
+    assert x is not None
+    scalar, element = f"{output}#shape", f"{output}#element"
+    constant = nodes.add(op_type="Constant", name=_AUXILIARY, output=[scalar])
+    tensor = onnx.TensorProto(data_type=onnx.TensorProto.INT64, dims=[0])
+    constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor)
+    nodes.add(op_type="Reshape", name=_AUXILIARY, input=[x.name or "", scalar], output=[element])
+    nodes.add(op_type="Add", input=[element, model_of.name or ""], output=[output])
+
+
+def _write_node(nodes: Any, node: ir.Node, belief: _Belief) -> None:
     """Add ``node`` to ``nodes``, the field of a graph: in one call, since each takes longer than what it says."""
     outputs = [output.name or "" for output in node.outputs]
-    if is_identity(node):
+    if belief.is_identity(node):
         nodes.add(op_type="Identity", input=[(node.inputs[0] and node.inputs[0].name) or ""], output=outputs)
         return
     inputs = ["" if value is None else value.name or "" for value in node.inputs]
@@ -107,11 +148,11 @@ def _write_node(nodes: Any, node: ir.Node, is_identity: Opaque) -> None:
             ir.serde.serialize_reference_attribute_into(own, attribute)
         elif attribute.type is ir.AttributeType.GRAPH:
             own.name, own.type = attribute.name, onnx.AttributeProto.GRAPH
-            _write_graph(own.g, attribute.as_graph(), is_identity, is_outermost=False)
+            _write_graph(own.g, attribute.as_graph(), belief, is_outermost=False)
         elif attribute.type is ir.AttributeType.GRAPHS:
             own.name, own.type = attribute.name, onnx.AttributeProto.GRAPHS
             for inner in attribute.as_graphs():
-                _write_graph(own.graphs.add(), inner, is_identity, is_outermost=False)
+                _write_graph(own.graphs.add(), inner, belief, is_outermost=False)
         else:
             ir.serde.serialize_attribute_into(own, attribute)
 
@@ -122,6 +163,7 @@ Known = dict[bytes, tuple[ir.DataType | None, ir.Shape | None]]
 def _read_graph(graph: ir.Graph, proto: onnx.GraphProto, known: Known) -> Iterator[Inferred]:
     """Read what ``proto`` says of the results of ``graph``. known: types that have been read already, and are shared."""
     types = {info.name: info.type for info in (*proto.value_info, *proto.output)}
+    nodes = [node for node in proto.node if node.name != _AUXILIARY]
     for index, node in enumerate(graph):
         for value in node.outputs:
             lacks_type, lacks_shape = value.type is None, value.shape is None
@@ -138,7 +180,7 @@ def _read_graph(graph: ir.Graph, proto: onnx.GraphProto, known: Known) -> Iterat
             if type_ is not None or (lacks_shape and shape is not None):
                 yield Inferred(value, type_, shape if lacks_shape else None)
         if node.attributes.data and (inner := subgraphs(node)):
-            twins = [own for attribute in proto.node[index].attribute for own in _graphs(attribute)]
+            twins = [own for attribute in nodes[index].attribute for own in _graphs(attribute)]
             for body, twin in zip(inner, twins, strict=True):
                 yield from _read_graph(body, twin, known)
 

@@ -100,7 +100,8 @@ def _decide_backward(linear: Linear, norms: Norms, reading: Reading, absorb_into
     links = follow(node.outputs[0], linear.channels, norms, reading)
     if not any(link.is_norm for link in links):
         # The norm in front is read once more for its own reason: other channels, computed parameters, training mode.
-        return [_why_not(norm, linear.channels, norms, reading, node, links) for norm in _norms_after(node, norms)]
+        found = (_why_not(norm, linear.channels, norms, reading, node, links) for norm in _norms_after(node, norms))
+        return [outcome for outcome in found if outcome is not None]
     affine = compose(links, linear.channels.count)
     removes = (node, *(link.node for link in links))
     fold = _finish(linear, absorb_into(linear, affine, reading), links, removes, _remark(links, norms, reading))
@@ -121,8 +122,11 @@ def _norms_after(node: ir.Node, norms: Norms) -> list[ir.Node]:
 
 def _why_not(
     norm: ir.Node, channels: Channels, norms: Norms, reading: Reading, linear: ir.Node, links: tuple[Link, ...]
-) -> Declined:
-    """Say why ``norm``, somewhere behind ``linear`` and its ``links``, does not fold into it."""
+) -> Declined | None:
+    """Say why ``norm``, somewhere behind ``linear`` and its ``links``, does not fold into it.
+
+    None where it stands behind a sum or product of two computed values: motion knows which of them keeps it.
+    """
     outcome = norm_affine(norm, channels, norms, reading)
     if isinstance(outcome, Declined):
         return outcome
@@ -132,6 +136,8 @@ def _why_not(
             return _obstacle(norm, f"the result of {node.op_type} '{describe(node)}' is also a graph output")
         (node, _), *_ = node.outputs[0].uses()
     (stop, _), *_ = (links[-1].node if links else linear).outputs[0].uses()
+    if is_op(stop, "Add", "Sub", "Mul", "Div"):
+        return None
     what = "something" if stop is norm else f"{stop.op_type} '{describe(stop)}'"
     return _obstacle(norm, f"{what} between it and {linear.op_type} '{describe(linear)}' is no per-channel constant")
 

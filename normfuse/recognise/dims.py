@@ -36,8 +36,21 @@ class WholeShape:
 Dims = tuple[int | Dim | None, ...]
 
 
-def dims_of(shape: ir.Value | None, reading: Reading, depth: int = 0) -> Dims | WholeShape | None:
-    """Read ``shape``, a vector (or scalar) of integers; None where nothing is known of it."""
+SizeOf = Callable[[ir.Value, int], int | None]
+"""The size of a value along an axis, where somebody knows it who looked at more than the value itself."""
+
+
+def _not_looked_up(value: ir.Value, axis: int) -> int | None:
+    return None
+
+
+def dims_of(
+    shape: ir.Value | None, reading: Reading, depth: int = 0, size_of: SizeOf = _not_looked_up
+) -> Dims | WholeShape | None:
+    """Read ``shape``, a vector (or scalar) of integers; None where nothing is known of it.
+
+    size_of: where to ask for sizes that the file does not state.
+    """
     if shape is None or depth > _DEEPEST:
         return None
     constant = reading.constants.integers(shape)
@@ -47,75 +60,79 @@ def dims_of(shape: ir.Value | None, reading: Reading, depth: int = 0) -> Dims | 
     if node is None:
         return None
     if is_op(node, "Shape"):
-        return _shape(node, reading)
+        return _shape(node, reading, size_of)
     if is_op(node, "Identity", "Cast", "Squeeze", "Unsqueeze"):
-        return dims_of(input_at(node, 0), reading, depth + 1)
+        return dims_of(input_at(node, 0), reading, depth + 1, size_of)
     if is_op(node, "Reshape"):
-        inner = dims_of(input_at(node, 0), reading, depth + 1)
+        inner = dims_of(input_at(node, 0), reading, depth + 1, size_of)
         target = reading.constants.integers(input_at(node, 1))
         return inner if target is not None and len(target) <= 1 else None
     if is_op(node, "Concat"):
-        return _concat(node, reading, depth)
+        return _concat(node, reading, depth, size_of)
     if is_op(node, "Gather", "Slice"):
-        inner = dims_of(input_at(node, 0), reading, depth + 1)
+        inner = dims_of(input_at(node, 0), reading, depth + 1, size_of)
         if inner is None:
             return None
         picked = _gathered(node, reading) if node.op_type == "Gather" else _sliced(node, reading)
         return None if picked is None else _pick(inner, picked)
     if is_op(node, *_ARITHMETIC):
-        return _calculated(node, reading, depth)
+        return _calculated(node, reading, depth, size_of)
     rank = None if shape.shape is None else shape.shape.rank()
     return (None,) if rank == 0 or (shape.shape is not None and list(shape.shape) == [1]) else None
 
 
-def _shape(node: ir.Node, reading: Reading) -> Dims | WholeShape | None:
+def _shape(node: ir.Node, reading: Reading, size_of: SizeOf) -> Dims | WholeShape | None:
     value = input_at(node, 0)
     if value is None:
         return None
     rank = reading.ranks.of(value)
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
     if rank is not None:
-        return tuple(dim(value, axis) for axis in range(rank))[slice(start, end)]
+        return tuple(dim(value, axis, size_of) for axis in range(rank))[slice(start, end)]
     if start == 0 and end is None:
         return WholeShape(value)
     # Without the rank, only positions counted from the front are known.
     return tuple(Dim(value, axis) for axis in range(start, end)) if end is not None and 0 <= start < end else None
 
 
-def dim(value: ir.Value, axis: int) -> int | Dim:
-    """Return the size of ``value`` along ``axis``: the int where the file states it."""
-    size = None if value.shape is None else value.shape[axis]
-    return size if isinstance(size, int) else Dim(value, axis)
+def dim(value: ir.Value, axis: int, size_of: SizeOf = _not_looked_up) -> int | Dim:
+    """Return the size of ``value`` along ``axis``: the int where the file states it, or ``size_of`` knows it."""
+    stated = None if value.shape is None else value.shape[axis]
+    size = stated if isinstance(stated, int) else size_of(value, axis)
+    return Dim(value, axis) if size is None else size
 
 
-def _concat(node: ir.Node, reading: Reading, depth: int) -> Dims | None:
+def _concat(node: ir.Node, reading: Reading, depth: int, size_of: SizeOf) -> Dims | None:
     parts: list[int | Dim | None] = []
     for operand in node.inputs:
-        part = dims_of(operand, reading, depth + 1)
+        part = dims_of(operand, reading, depth + 1, size_of)
         if part is None or isinstance(part, WholeShape):
             return None
         parts += part
     return tuple(parts)
 
 
-def _calculated(node: ir.Node, reading: Reading, depth: int) -> Dims | None:
+def _calculated(node: ir.Node, reading: Reading, depth: int, size_of: SizeOf) -> Dims | None:
     """Calculate with sizes that are known: C / G, or ``(axis == 1) · (C − 1) + 1``."""
-    one, other = (dims_of(operand, reading, depth + 1) for operand in node.inputs)
+    one, other = (dims_of(operand, reading, depth + 1, size_of) for operand in node.inputs)
     if not isinstance(one, tuple) or not isinstance(other, tuple):
         return None
     length = max(len(one), len(other))
     if len(one) not in (1, length) or len(other) not in (1, length):
         return None
     pairs = zip(one * (length // len(one)), other * (length // len(other)), strict=True)
-    return tuple(_calculate(node.op_type, left, right) for left, right in pairs)
+    dtype = node.outputs[0].dtype
+    truncates = dtype is not None and dtype.is_integer()
+    return tuple(_calculate(node.op_type, left, right, truncates) for left, right in pairs)
 
 
-def _calculate(op_type: str, left: int | Dim | None, right: int | Dim | None) -> int | None:
+def _calculate(op_type: str, left: int | Dim | None, right: int | Dim | None, truncates: bool) -> int | None:
+    """truncates: whether a quotient is one of integers; where sizes were cast before, only one without rest is known."""
     if not isinstance(left, int) or not isinstance(right, int):
         return None
     if op_type != "Div":
         return _ARITHMETIC[op_type](left, right)
-    return left // right if left >= 0 and right > 0 else None
+    return left // right if left >= 0 and right > 0 and (truncates or left % right == 0) else None
 
 
 _ARITHMETIC: dict[str, Callable[[int, int], int]] = {

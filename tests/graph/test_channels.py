@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from normfuse.graph.channels import Ranks, channels
 from normfuse.graph.constants import Constants
 from tests.folding import build, normal
+
+INTEGERS = {"O": np.array(0), "A": np.array([0]), "T": np.array([-1, 2])}
 
 BODIES = [
     ("y = Relu (x)", 4),
@@ -19,7 +22,21 @@ BODIES = [
     ("y = Add (x, M)", 4),
     ("y = Add (u, M)", None),
     ("s = Constant <value_ints = [0,-1,2]> ()  y = Reshape (u, s)", 3),
-    ("a = Shape (x)  y = Reshape (u, a)", None),
+    ("a = Shape (x)  y = Reshape (u, a)", 4),
+    ("a = Shape (u)  y = Reshape (x, a)", None),
+    ("a = Shape <start = 1> (x)  y = Reshape (u, a)", None),
+    (
+        "a = Shape (x)  p = Gather (a, O)  q = Cast <to = 7> (p)  r = Unsqueeze (q, A)  t = Concat <axis = 0> (r, T)  y = Reshape (u, t)",
+        3,
+    ),
+    ("t = Concat <axis = 0> (u, T)  y = Reshape (x, t)", None),
+    ("y = ReduceSum (x, A)", 4),
+    ("y = ReduceSum <keepdims = 0> (x, A)", 3),
+    ("y = ReduceMax <keepdims = 0, axes = [1, 2]> (x)", 2),
+    ("y = ReduceSum <keepdims = 0> (x)", None),
+    ("y = Squeeze (x, A)", 3),
+    ("y = Squeeze (x)", None),
+    ("y = Unsqueeze (x, A)", 5),
     ("a = Relu (x)  b = Sigmoid (a)  c = Mul (a, b)  y = MaxPool <kernel_shape = [2,2]> (c)", 4),
     ("y = NonZero (x)", None),
 ]
@@ -28,7 +45,7 @@ BODIES = [
 @pytest.mark.parametrize(("body", "rank"), BODIES, ids=[case[0] for case in BODIES])
 def test_ranks(body: str, rank: int | None) -> None:
     text = f"g (float[N,3,H,W] x, float u) => (float y) {{ {body} }}"
-    model = ir.from_proto(build(text, {"W": normal(4, 3, 1, 1), "M": normal(5, 4)}))
+    model = ir.from_proto(build(text, {"W": normal(4, 3, 1, 1), "M": normal(5, 4), **INTEGERS}))
     model.graph.inputs[1].shape = None
     model.graph.outputs[0].shape = None
     for node in model.graph:

@@ -108,6 +108,38 @@ def test_an_operator_may_be_taken_for_an_identity() -> None:
     assert list(seen()) == ["a", "y"]
 
 
+SHAPED_LIKE = """<ir_version: 8, opset_import: ["": %d]>
+    g (float[N, 4, 6] v, float16[N, 2, 12] x, bool flag) => (y, z) {
+        s = Shape (v)  r = Reshape (x, s)  n = Relu (r)
+        y = If (flag) <then_branch = t () => (a) { a = Neg (n) }, else_branch = e () => (b) { b = Abs (n) }>
+        z = Neg (y) }"""
+
+
+@pytest.mark.parametrize("opset", [7, 11, 13, 17])
+def test_a_reshape_to_the_shape_of_a_value_has_its_shape(opset: int) -> None:
+    """The type is that of what is reshaped; below opset 13 onnx knows not even the rank. What follows is known too."""
+    model = ir.from_onnx_text(SHAPED_LIKE % opset)
+    found = {str(each.value.name): each for each in infer(model)}
+    for name in ("r", "n", "a", "b", "y", "z"):
+        dtype = None if found[name].type is None else found[name].type.dtype  # type: ignore[union-attr]
+        assert (str(found[name].shape), dtype) == ("[N,4,6]", ir.DataType.FLOAT16), name
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [
+        ("s = Shape <start = 1> (v)", "[4,6]"),
+        ("u = ReduceMax <keepdims = 0> (v)  s = Shape (u)", "[]"),
+        ("u = my.Strange (v)  s = Shape (u)", "None"),
+    ],
+)
+def test_a_part_of_a_shape_a_scalar_and_a_shape_that_is_not_known(target: str, shape: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 15, "my": 1]> g (float[N, 4, 6] v, float[P] x) => (y)
+        {{ {target}  r = Reshape (x, s)  y = Relu (r) }}"""
+    told_of = {str(each.value.name): str(each.shape) for each in infer(ir.from_onnx_text(text))}
+    assert told_of["r"] == shape
+
+
 def test_nothing_is_told_of_what_onnx_does_not_take() -> None:
     model = ir.from_onnx_text(MODELS["a branch"])
     sparse = ir.Attr("value", ir.AttributeType.SPARSE_TENSOR, np.zeros(1))

@@ -191,8 +191,10 @@ DECLINED = [
     ("quantiser between", f"k = Conv (x, W)  q = QuantizeLinear (k, o, z)  c = DequantizeLinear (q, o, z)  y = {BN}", 17,
      "no affine map passes DequantizeLinear 'DequantizeLinear → c'"),
     ("computed term between", f"k = Conv (x, W)  e = ReduceMax <axes = [1,2,3]> (x)  c = Add (k, e)  y = {BN}", 17,
-     "Add 'Add → c' between it and Conv 'Conv → k' is no per-channel constant"),
+     "Add 'Add → c' broadcasts 'e' along axis 1, or may"),
     ("graph input", "y = BatchNormalization (x, s3, b3, m3, v3)", 17, "'x' is an input of the graph"),
+    ("sign of what is rounded", f"w = Mul (R, R)  n = Sub (w, R)  g = Sign (n)  c = Conv (x, g)  y = {BN}", 17,
+     "the weight 'g' of Conv 'Conv → c' is computed by Sign 'g'"),
     ("weight is computed", f"w = Relu (R)  c = Conv (x, w)  y = {BN}", 17,
      "the weight 'w' of Conv 'Conv → c' is computed by Relu 'w'"),
 ]  # fmt: skip

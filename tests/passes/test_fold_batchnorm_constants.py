@@ -14,6 +14,11 @@ CONSTANTS = [
     ("Cast", "a = Cast <to = 11> (W)  W1 = Cast <to = 1> (a)", "W1"),
     ("Transpose", "a = Transpose <perm = [1,0,2,3]> (W)  W1 = Transpose <perm = [1,0,2,3]> (a)", "W1"),
     ("Reshape", "h = Constant <value = int64[4] {4,3,1,1}> ()  W1 = Reshape (W, h)", "W1"),
+    (
+        "Sign",
+        "h = Constant <value = float {0.125}> ()  a = Transpose <perm = [1,0,2,3]> (W)  e = Sign (a)  f = Transpose <perm = [1,0,2,3]> (e)  W1 = Mul (f, h)",
+        "W1",
+    ),
 ]
 
 

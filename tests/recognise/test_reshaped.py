@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import normfuse
 from normfuse.graph.site import Declined, NormSite
 from normfuse.recognise import find_norms
 from normfuse.reference import evaluate
 from normfuse.spec import AffineAxes, AffineLayout, ComputeType, NormSpec, PerChannel, PerGroup, canonical
+from tests.folding import assert_same, normal
 from tests.graphs import model_of, reading_of, run
 
 HALF = 0.5
@@ -268,3 +271,24 @@ def test_what_is_read_is_what_is_computed(data: st.DataObject) -> None:
     # Ten roundings and a mean of at most 150 elements, amplified by |x| / sqrt(0.5) < 8, of values below 8.
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() < 2**8 * 8 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 17])
+def test_norms_behind_a_norm_of_a_dynamic_batch_are_read(opset: int) -> None:
+    """torch's older exporter goes back to the shape of x, which states no shape: C is known there all the same."""
+    block = (
+        "{0}s = Shape ({0}) {0}g = Reshape ({0}, to) {0}n = InstanceNormalization ({0}g, one, zero)"
+        " {0}r = Reshape ({0}n, {0}s) {0}m = Mul ({0}r, w) {0}y = Add ({0}m, b)"
+    )
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]> g (float[N,3,H,W] x) => (float[N,6,P,Q] out)
+        <int64[3] to = {{0, 2, -1}}, float[2] one = {{1, 1}}, float[2] zero = {{0, 0}}>
+        {{ k = Conv (x, K) {block.format("k")} l = Relu (ky) {block.format("l")} o = Add (ly, ky) {block.format("o")}
+           out = Neg (oy) }}"""
+    proto = onnx.parser.parse_model(text)
+    for name, shape in (("K", (6, 3, 1, 1)), ("w", (6, 1, 1)), ("b", (6, 1, 1))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(*shape), name))
+    fused, report = normfuse.fuse(proto, normfuse.Target(normfuse.Form.CUSTOM))
+    assert [record.norm for record in report.norms] == ["group"] * 3
+    assert " ".join(node.op_type for node in fused.graph) == "Conv GroupNorm Relu GroupNorm AddGroupNormWithSum Neg"
+    assert not normfuse.fuse(fused, normfuse.Target(normfuse.Form.CUSTOM))[1].rewrites
+    assert_same(proto, fused)
