@@ -210,6 +210,16 @@ class _Forward:
             output = node.outputs[index]
             if f.is_identity or (not output.uses() and not output.is_graph_output()):
                 continue
-            share = self._ground.share(node, value, output, way.share, grows=node.op_type in _GROWS)
+            share = self._ground.share(node, value, output, way.share, grows=_grows(node))
             plan += Plan(moved=(output,)) + self.unmake(output, f, node, replace(way, share=share))
         return plan
+
+
+def _grows(node: ir.Node) -> bool:
+    """Whether the output of ``node`` may have more elements than one input: a pool may, by padding past its window."""
+    if node.op_type not in ("MaxPool", "AveragePool"):
+        return node.op_type in _GROWS
+    kernel, pads = node.attributes.get_ints("kernel_shape", ()), node.attributes.get_ints("pads", ())
+    dilations = node.attributes.get_ints("dilations", ()) or (1,) * len(kernel)
+    around = [before + after for before, after in zip(pads, pads[len(kernel) :], strict=False)]
+    return any(more > (size - 1) * step for more, size, step in zip(around, kernel, dilations, strict=False))

@@ -134,7 +134,9 @@ class Ground:
     ) -> Fraction | None:
         """Return the most elements that ``to`` has, as a share of those of the norm; None where there is no bound.
 
-        ``of``, on the other side of ``node``, has ``known``. grows: ``to`` may have more than that along some axis.
+        ``of``, on the other side of ``node``, has ``known``. grows: ``to`` may have more than that along an axis whose
+        size is not known. Where sizes are known the share is exact, whatever the direction: else two directions could
+        both be a gain, and the motion would not end.
         """
         before, after = self.context.sizes.of(of), self.context.sizes.of(to)
         if known is None or node.op_type in _REORDERS:
@@ -146,7 +148,7 @@ class Ground:
                 if grows:
                     return None
             else:
-                known *= Fraction(other, one) if grows else min(Fraction(1), Fraction(other, one))
+                known *= Fraction(other, one)
         return known
 
     def rest(

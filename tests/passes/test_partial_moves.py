@@ -8,7 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from normfuse.passes.spread import Spread
+from normfuse.validate.oracle import Oracle
 from tests.folding import Array, assert_same, build, count, fuse, normal, reasons
+from tests.passes.random_graphs import move_all
 from tests.passes.test_move_affine import BN, ints, operators, rows
 
 W, V, U = normal(4, 3, 3, 3), normal(4, 4, 3, 3, seed=5), normal(4, 3, 1, 1, seed=6)
@@ -116,3 +118,25 @@ def test_halves_of_float16_stay_together() -> None:
     proto = build(f"g (float16[2,3,8,6] x) => (float16[a,b,c,d] y) {{ {body} }}", halves, opset=18)
     proto = onnx.shape_inference.infer_shapes(proto)
     assert count(fuse(proto)[0], "BatchNormalization") == 1
+
+
+GROWN = [
+    ("2 of 4 channels", "AveragePool <kernel_shape = [2,2], pads = [1,1,1,1]> (e)", ints(2, 3), True),
+    ("3 of 4 channels, 49 of 36 positions", "AveragePool <kernel_shape = [2,2], pads = [1,1,1,1]> (e)", ints(1, 2, 3), False),
+    ("3 of 4 channels, as many positions", "AveragePool <kernel_shape = [3,3], pads = [1,1,1,1]> (e)", ints(1, 2, 3), True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ["6", "H"])
+@pytest.mark.parametrize(("pool", "kept", "moves"), [case[1:] for case in GROWN], ids=[case[0] for case in GROWN])
+def test_a_pool_that_pads_past_its_window_makes_more(size: str, pool: str, kept: Array, moves: bool) -> None:
+    """A norm goes on to fewer channels only where that is less in all, and never there and back again."""
+    text = f"""g (float[2,4,{size},{size}] x) => (float[a,b,c,d] y) {{ a = Elu (x)  e = {BN.format("a")}
+        p = {pool}  q = Gather <axis = 1> (p, K)  r = Relu (q)  y = ConvTranspose (r, T) }}"""
+    arrays = {"K": kept, "T": normal(len(kept), 2, 1, 1), **rows(4)}
+    proto = build(text, arrays)
+    moved, found, _ = move_all(proto)
+    assert bool(found) == (moves and size == "6")  # a Gather of sizes that are not known may make more
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 6, 6))}
+    before, after = (Oracle(source).run(feeds)["y"].data for source in (ir.from_proto(proto), moved))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
