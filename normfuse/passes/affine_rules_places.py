@@ -7,7 +7,8 @@ import onnx_ir as ir
 
 from normfuse.graph.reading import input_at
 from normfuse.passes.affine_passing import Context, Outcome, Passed
-from normfuse.passes.spread import Dims, Indices, Spread
+from normfuse.passes.slices import kept
+from normfuse.passes.spread import Dims, Spread
 
 
 def transpose(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bool) -> Outcome:
@@ -20,7 +21,7 @@ def transpose(node: ir.Node, place: int, f: Spread, context: Context, *, backwar
 
 def reshape(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bool) -> Outcome:
     """Reshape, Flatten, Squeeze, Unsqueeze: row-major order stays, so the factors are split, merged, repeated."""
-    target = context.reading.constants.integers(input_at(node, 1))
+    target = context.sizes.integers(input_at(node, 1))
     if node.attributes.get_int("allowzero", 0) and (target is None or 0 in target):
         return "may reshape to a size of zero"
     before, after = context.sizes.of(input_at(node, 0)), context.sizes.of(node.outputs[0])
@@ -82,13 +83,14 @@ def _split_sizes(node: ir.Node, axis: int, context: Context) -> list[int] | None
     if total is None:
         return None
     explicit = input_at(node, 1)
-    stated = tuple(node.attributes.get_ints("split", ())) or None
+    stated: Dims | None = tuple(node.attributes.get_ints("split", ())) or None
     if explicit is not None:
-        stated = context.reading.constants.integers(explicit)
+        stated = context.sizes.integers(explicit)
         if stated is None:
             return None
     if stated is not None:
-        return list(stated) if sum(stated) == total and len(stated) == len(node.outputs) else None
+        parts = [size for size in stated if size is not None]
+        return parts if sum(parts) == total and len(parts) == len(stated) == len(node.outputs) else None
     each = -(-total // len(node.outputs))
     sizes = [each] * (total // each) + ([total % each] if total % each else [])
     return sizes if len(sizes) == len(node.outputs) else None
@@ -97,15 +99,17 @@ def _split_sizes(node: ir.Node, axis: int, context: Context) -> list[int] | None
 def slice_(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bool) -> Outcome:
     """Slice: the channels that it leaves out keep the identity."""
     dims = context.sizes.of(input_at(node, 0))
-    kept = None if dims is None else _kept(node, f.rank, dims, context)
-    if dims is None or kept is None:
+    picked = None if dims is None else kept(node, dims, context.sizes.integers)
+    if dims is None or picked is None:
         return "slices at computed places"
-    for axis, indices in kept.items():
+    for axis, indices in picked.items():
         if f.size(axis) == 1:
             continue
         size = dims[axis]
-        if indices is None or size is None:
+        if size is None:
             return "slices channels whose number is not known"
+        if indices is None:
+            return "slices at computed places"
         if not backward:
             f = f.take(indices, axis)
             continue
@@ -114,42 +118,6 @@ def slice_(node: ir.Node, place: int, f: Spread, context: Context, *, backward: 
             return "slices channels of another number"
         f = placed
     return Passed(((0, f),), shrinks=True)
-
-
-def _kept(node: ir.Node, rank: int, dims: Dims, context: Context) -> dict[int, Indices | None] | None:
-    """Return, by axis, the indices that a Slice keeps; None for an axis whose size is not known."""
-    constants = context.reading.constants
-    rows: list[tuple[int, ...] | None]
-    if "starts" in node.attributes:
-        starts: tuple[int, ...] | None = tuple(node.attributes.get_ints("starts", ()))
-        ends: tuple[int, ...] | None = tuple(node.attributes.get_ints("ends", ()))
-        rows = [tuple(node.attributes["axes"].as_ints()) if "axes" in node.attributes else None, None]
-    else:
-        starts, ends = constants.integers(input_at(node, 1)), constants.integers(input_at(node, 2))
-        rows = []
-        for index in (3, 4):
-            value = input_at(node, index)
-            row = None if value is None else constants.integers(value)
-            if value is not None and row is None:
-                return None
-            rows.append(row)
-    if starts is None or ends is None:
-        return None
-    axes = rows[0] if rows[0] is not None else tuple(range(len(starts)))
-    steps = rows[1] if rows[1] is not None else (1,) * len(starts)
-    kept: dict[int, Indices | None] = {}
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        size = dims[axis % rank]
-        kept[axis % rank] = None if size is None else _range(start, end, step, size)
-    return kept
-
-
-def _range(start: int, end: int, step: int, size: int) -> Indices:
-    """Return what ``[start:end:step]`` keeps of ``size`` elements, clamped as ONNX Slice does."""
-    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
-    if step > 0:
-        return np.arange(min(max(start, 0), size), min(max(end, 0), size), step, dtype=np.int64)
-    return np.arange(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step, dtype=np.int64)
 
 
 def gather(node: ir.Node, place: int, f: Spread, context: Context, *, backward: bool) -> Outcome:

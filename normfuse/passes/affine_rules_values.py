@@ -221,8 +221,9 @@ def _resized(
         return None if known else f"resizes axis {axis}, along which the factors vary"
     if node.attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
         return "keeps the aspect ratio: its sizes are not known"
-    target, dims = constants.integers(sizes), context.sizes.of(input_at(node, 0))
-    if target is not None and len(target) == count and dims is not None and dims[axis] == target[place]:
+    target, dims = context.sizes.integers(sizes), context.sizes.of(input_at(node, 0))
+    own = None if dims is None else dims[axis]
+    if target is not None and len(target) == count and own is not None and own == target[place]:
         return None
     return f"resizes axis {axis} to a size that is not known to be its own"
 

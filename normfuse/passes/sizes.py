@@ -7,8 +7,11 @@ import math
 import onnx_ir as ir
 
 from normfuse.graph.reading import has_parameters, input_at, is_standard
+from normfuse.graph.reductions import FUNCTIONS
 from normfuse.graph.site import Reading
+from normfuse.passes.slices import kept
 from normfuse.passes.spread import Dims
+from normfuse.recognise.dims import dims_of
 
 _SAME = frozenset(
     "Identity Cast Dropout Relu LeakyRelu PRelu Sigmoid Tanh Elu Selu HardSigmoid HardSwish Clip Softplus Erf Gelu "
@@ -34,6 +37,20 @@ class Sizes:
         dims = self._look(value)
         self._known[value] = dims
         return dims
+
+    def integers(self, value: ir.Value | None) -> Dims | None:
+        """Return a vector of integers that is constant or computed from sizes; None for an entry that is not known."""
+        constant = self._reading.constants.integers(value)
+        if constant is not None or value is None:
+            return constant
+        found = dims_of(value, self._reading, size_of=self._along)
+        if not isinstance(found, tuple):
+            return None
+        return tuple(size if isinstance(size, int) else None for size in found)
+
+    def _along(self, value: ir.Value, axis: int) -> int | None:
+        dims = self.of(value)
+        return None if dims is None or axis >= len(dims) else dims[axis]
 
     def _look(self, value: ir.Value) -> Dims | None:
         stated = _stated(value)
@@ -128,7 +145,7 @@ class Sizes:
             total = sum(known) if len(known) == len(sizes) else None
             return [(*x[:axis], total, *x[axis + 1 :])]
         if op == "Reshape":
-            target = self._reading.constants.integers(input_at(node, 1))
+            target = self.integers(input_at(node, 1))
             if target is None or (0 in target and node.attributes.get_int("allowzero", 0) != 0):
                 return None
             return [reshaped(x, target)]
@@ -136,7 +153,7 @@ class Sizes:
             axis = node.attributes.get_int("axis", 1)
             axis = axis + rank if axis < 0 else axis
             return [(_product_of(x[:axis]), _product_of(x[axis:]))]
-        if op in ("Squeeze", "Unsqueeze", "ReduceMean"):
+        if op in ("Squeeze", "Unsqueeze", *FUNCTIONS):
             return self._axes_changed(node, x)
         if op == "Gather":
             indices, axis = self.of(input_at(node, 1)), node.attributes.get_int("axis", 0) % rank
@@ -149,7 +166,7 @@ class Sizes:
 
     def _split(self, node: ir.Node, x: Dims) -> list[Dims | None]:
         axis = node.attributes.get_int("axis", 0) % len(x)
-        stated = self._reading.constants.integers(input_at(node, 1))
+        stated = self.integers(input_at(node, 1))
         parts: tuple[int | None, ...] = stated or tuple(node.attributes.get_ints("split", ()))
         if len(parts) != len(node.outputs):
             total, count = x[axis], len(node.outputs)
@@ -158,13 +175,16 @@ class Sizes:
         return [(*x[:axis], part, *x[axis + 1 :]) for part in parts]
 
     def _partly(self, node: ir.Node, x: Dims) -> Dims:
-        """Keep the sizes of the axes that a Slice, Pad or Resize leaves alone; the others are not followed."""
+        """Keep the sizes of the axes that a Slice, Pad or Resize leaves alone, and follow those that are stated."""
         constants, rank = self._reading.constants, len(x)
         touched: set[int] | None = None
         if node.op_type == "Slice":
-            axes = constants.integers(input_at(node, 3)) or tuple(node.attributes.get_ints("axes", ()))
-            touched = {axis % rank for axis in axes} if axes else None
-        elif node.op_type == "Pad":
+            picked = kept(node, x, self.integers)
+            if picked is None:
+                return (None,) * rank
+            lengths = {axis: None if indices is None else len(indices) for axis, indices in picked.items()}
+            return tuple(lengths.get(axis, size) for axis, size in enumerate(x))
+        if node.op_type == "Pad":
             pads = constants.integers(input_at(node, 1)) or tuple(node.attributes.get_ints("pads", ()))
             if len(pads) == 2 * rank and input_at(node, 3) is None:
                 touched = {axis for axis in range(rank) if pads[axis] or pads[axis + rank]}
@@ -172,8 +192,14 @@ class Sizes:
             place = 2 if node.op_type == "Resize" and self._reading.opset >= 11 else 1
             scales = constants.array(input_at(node, place))
             cropped = node.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
-            if scales is not None and scales.size == rank and not cropped and "axes" not in node.attributes:
+            if cropped or "axes" in node.attributes:
+                return (None,) * rank
+            if scales is not None and scales.size == rank:
                 touched = {axis for axis in range(rank) if float(scales.reshape(-1)[axis]) != 1.0}
+            elif node.attributes.get_string("keep_aspect_ratio_policy", "stretch") == "stretch":
+                target = self.integers(input_at(node, 3))
+                if target is not None and len(target) == rank:
+                    return target
         return tuple(None if touched is None or axis in touched else size for axis, size in enumerate(x))
 
     def _axes_changed(self, node: ir.Node, x: Dims) -> list[Dims | None] | None:
@@ -189,7 +215,7 @@ class Sizes:
             rest = iter(x)
             return [tuple(1 if axis in new else next(rest) for axis in range(rank))]
         gone = {axis % len(x) for axis in axes}
-        if node.op_type == "ReduceMean" and (not gone or node.attributes.get_int("keepdims", 1) != 0):
+        if node.op_type in FUNCTIONS and (not gone or node.attributes.get_int("keepdims", 1) != 0):
             return [tuple(1 if axis in gone else size for axis, size in enumerate(x))] if gone else None
         return [tuple(size for axis, size in enumerate(x) if axis not in gone)]
 
@@ -240,7 +266,7 @@ def _joined(shapes: list[Dims], rank: int) -> Dims | None:
     return tuple(result)
 
 
-def reshaped(x: Dims, target: tuple[int, ...]) -> Dims | None:
+def reshaped(x: Dims, target: Dims) -> Dims | None:
     """Return the shape that a Reshape of ``x`` to ``target`` gives: 0 keeps a size, -1 is what is left."""
     if any(size == 0 and axis >= len(x) for axis, size in enumerate(target)):
         return None

@@ -259,6 +259,55 @@ def test_unknown_batch_and_size() -> None:
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
 
 
+COMPUTED = "z = Shape (c)  n = Gather (z, I0)  k = Gather (z, I1)  f = Div (k, I2)  half = Unsqueeze <axes = [0]> (f)  whole = Unsqueeze <axes = [0]> (k)  many = Unsqueeze <axes = [0]> (n)"
+"""How torch's older exporter computes shapes where the batch is dynamic: the channels too, which are known."""
+
+COMPUTED_SIZES: list[tuple[str, str, int]] = [
+    ("channel shuffle", "t = Concat <axis = 0> (many, V2, half, HW)  h = Reshape (c, t)  i = Transpose <perm = [0,2,1,3,4]> (h)  u = Concat <axis = 0> (many, whole, HW)  e = Reshape (i, u)", 6),
+    ("first half", "e = Slice (c, V0, half, V1)", 3),
+    ("second half", "h = Slice (c, half, whole, V1)  e = Identity (h)", 3),
+    ("Resize to sizes", 'p = Slice (z, V0, V2)  t = Concat <axis = 0> (p, Twice)  e = Resize <mode = "linear"> (c, Nil, Nil, t)', 6),
+    ("Slice along space at a place that is not known", "w = Shape (x)  o = Gather (w, I0)  q = Unsqueeze <axes = [0]> (o)  e = Slice (c, V0, q, V2)", 6),
+]  # fmt: skip
+_CONSTANTS = {
+    "I0": np.array(0), "I1": np.array(1), "I2": np.array(2), "V0": ints(0), "V1": ints(1), "V2": ints(2),
+    "HW": ints(6, 4), "Twice": ints(12, 8), "Nil": np.zeros(0, np.float32), "W": normal(6, 3, 3, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "channels"), [case[1:] for case in COMPUTED_SIZES], ids=[case[0] for case in COMPUTED_SIZES]
+)
+def test_moves_through_sizes_that_the_graph_computes(body: str, channels: int) -> None:
+    text = f"g (float[n,3,8,6] x) => (float[a,b,c,d] y) {{ c = Conv (x, W)  {COMPUTED}  {body}  y = {BN.format('e')} }}"
+    proto = build(text, {**_CONSTANTS, **rows(channels)}, opset=11)
+    moved, moves, _ = move_all(proto)
+    assert len(moves) == 1
+    assert "BatchNormalization" not in operators(moved)
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 3, 8, 6))}
+    before, after = (Oracle(source).run(feeds)["y"].data for source in (ir.from_proto(proto), moved))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+
+
+UNKNOWN_SIZES = [
+    ("Slice", "e = Slice (c, V0, j, V1)", "Slice 'Slice → e' slices at computed places"),
+    ("Slice along an unknown axis", "e = Slice (c, V0, V1, j)", "Slice 'Slice → e' slices at computed places"),
+    ("Resize", "p = Slice (z, V0, V1)  t = Concat <axis = 0> (p, j, HW)  e = Resize (c, Nil, Nil, t)", "Resize 'Resize → e' resizes axis 1 to a size that is not known to be its own"),
+    ("Reshape", "t = Concat <axis = 0> (many, j, V3, HW)  h = Reshape (c, t)  u = Concat <axis = 0> (many, whole, HW)  e = Reshape (h, u)", "Reshape 'Reshape → e' reshapes the channels together with axes whose sizes are not known"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"), [case[1:] for case in UNKNOWN_SIZES], ids=[case[0] for case in UNKNOWN_SIZES]
+)
+def test_declines_what_sizes_leave_open(body: str, reason: str) -> None:
+    """Sizes that the caller gives are not known."""
+    text = f"g (float[n,3,8,6] x, int64[1] j) => (float[a,6,c,d] y) {{ c = Conv (x, W)  {COMPUTED}  {body}  y = {BN.format('e')} }}"
+    _, moves, why = move_all(build(text, {**_CONSTANTS, "V3": ints(-1), **rows(6)}, opset=11))
+    assert not moves
+    assert why == [reason]
+
+
 HALF: list[tuple[str, str, dict[str, Array], float, bool]] = [
     ("Add, small scale", "c = Conv (x, W) d = Conv (x, V) e = Add (c, d)", {"W": W, "V": V}, 0.9, True),
     ("Add", "c = Conv (x, W) d = Conv (x, V) e = Add (c, d)", {"W": W, "V": V}, 1.1, False),
