@@ -104,8 +104,9 @@ class Sizes:
             group = node.attributes.get_int("group", 1)
             if w is None or len(w) != len(x):
                 return None
-            out = w[0] if op == "Conv" else None if w[1] is None else w[1] * group
-            return [(x[0], out, *(_windows(node, x[2:], w[2:]) if op == "Conv" else (None,) * (len(x) - 2)))]
+            if op == "Conv":
+                return [(x[0], w[0], *_windows(node, x[2:], w[2:]))]
+            return [(x[0], None if w[1] is None else w[1] * group, *_spreads(node, x[2:], w[2:]))]
         if op in ("Gemm", "MatMul"):
             return self._product(node, x)
         if op in ("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min"):
@@ -249,6 +250,36 @@ def _windows(node: ir.Node, x: Dims, kernel: Dims) -> Dims:
         else:
             padding = 0 if auto == "VALID" else pads[axis] + pads[axis + rank]
             sizes.append(max((size + padding - (taps - 1) * dilations[axis] - 1) // strides[axis] + 1, 0))
+    return tuple(sizes)
+
+
+def _spreads(node: ir.Node, x: Dims, kernel: Dims) -> Dims:
+    """Return the sizes of what a ConvTranspose writes: s·(x − 1) + output_padding + (k − 1)·d + 1 − pads.
+
+    A stated output_shape stands. With SAME padding it is s·x, and where a kernel is too short for that runtimes differ.
+    """
+    rank, attributes = len(x), node.attributes
+    stated = tuple(attributes.get_ints("output_shape", ()))
+    if len(stated) == rank:
+        return stated
+    ones, auto = (1,) * rank, attributes.get_string("auto_pad", "NOTSET")
+    strides, dilations = (tuple(attributes.get_ints(name, ())) or ones for name in ("strides", "dilations"))
+    added = tuple(attributes.get_ints("output_padding", ())) or (0,) * rank
+    pads = tuple(attributes.get_ints("pads", ())) or (0,) * (2 * rank)
+    if stated or not len(strides) == len(dilations) == len(added) == rank or len(pads) != 2 * rank:
+        return (None,) * rank
+    sizes: list[int | None] = []
+    for axis, (size, taps) in enumerate(zip(x, kernel, strict=True)):
+        if size is None or taps is None:
+            sizes.append(None)
+            continue
+        padding = pads[axis] + pads[axis + rank] if auto == "NOTSET" else 0
+        whole = strides[axis] * (size - 1) + added[axis] + (taps - 1) * dilations[axis] + 1 - padding
+        if auto.startswith("SAME"):
+            same = strides[axis] * size
+            sizes.append(same if same <= whole else None)
+        else:
+            sizes.append(whole)
     return tuple(sizes)
 
 
