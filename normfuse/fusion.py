@@ -8,7 +8,7 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from normfuse.emit import advice
-from normfuse.emit.target import Provider, Target
+from normfuse.emit.target import Form, Provider, Target
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Editor, describe
@@ -74,18 +74,22 @@ def fuse_graph(
     for node in norms:
         if ledger.skips(node):
             ledger.decline(node, "left alone as asked: its name matches --skip")
+    has_norms = target.form is not Form.PRIMITIVE
     _fold(fold_quantized(graph, norms, reading()), editor, ledger)
     _fold(fold_backward(graph, _staying(norms), reading()), editor, ledger)
     moved = True
     while moved:  # a norm that moved may leave branches behind that merge now
         _merge(graph, norms, reading, editor, ledger)
         _fold(fold_forward(graph, _staying(norms), reading()), editor, ledger)
-        moved = _move(graph, norms, reading, editor, ledger)
+        moved = _move(graph, norms, reading, editor, ledger, has_norms=has_norms)
         moved |= _join_layouts(graph, norms, reading, editor, ledger)
     sites = [site for site in _staying(norms).values() if isinstance(site, NormSite) and not ledger.skips(site.root)]
     if ledger.options.fold_norm_affine:
+        known = set(graph)
         _fold_affines(graph, sites, target, reading(), editor, ledger)
-        sites = [site for site in sites if site.root.graph is not None]
+        written = _written_since(known, graph, reading, ledger)
+        again = {site.root for site in written}
+        sites = [site for site in sites if site.root.graph is not None and site.root not in again] + written
     _lower(graph, sites, target, reading, editor, ledger)
     return found
 
@@ -135,10 +139,12 @@ def _move(
     reading: Callable[[], Reading],
     editor: Editor,
     ledger: Ledger,
+    *,
+    has_norms: bool,
 ) -> bool:
     """Move what the folds left to linear operators that are farther away. Returns whether anything moved.
 
-    What is left of a norm that moved in part is added to ``norms``.
+    What is left of a norm that moved in part is added to ``norms``. has_norms: whether a norm that stays is one operator.
     """
 
     def wanted(kind_: str, norm: ir.Node, nodes: tuple[ir.Node, ...]) -> str | None:
@@ -148,7 +154,8 @@ def _move(
         return identifier if ledger.wants(identifier, nodes) else None
 
     free = {node: outcome for node, outcome in _staying(norms).items() if not ledger.skips(node)}
-    moves = move_norms(graph, free, reading, editor, wanted, duplicate=ledger.options.duplicate_producers)
+    duplicate = ledger.options.duplicate_producers
+    moves = move_norms(graph, free, reading, editor, wanted, duplicate=duplicate, has_norms=has_norms)
     ledger.rewrites.extend(moves.rewrites)
     for node, plan in moves.plans.items():
         ledger.plans[node] = plan
@@ -259,15 +266,30 @@ def _lower(
         known = set(graph) if sites else set()
         if not sites or not _lower_once(graph, sites, roots, target, reading(), editor, ledger):
             return
-        found = find_norms(graph, reading())
-        sites = [site for site in found if isinstance(site, NormSite) and not known.issuperset(site.interior)]
-        writers = {name: rewrite.id for rewrite in ledger.rewrites if rewrite.kind == "emit" for name in rewrite.into}
-        for site in sites:
-            written = [writers[name] for name in map(describe, site.interior) if name in writers]
-            if written:
-                ledger.names[site.root] = written[0].removeprefix("emit:")
-            else:
-                ledger.name([site.root])
+        sites = _written_since(known, graph, reading, ledger)
+
+
+def _written_since(
+    known: set[ir.Node], graph: ir.Graph, reading: Callable[[], Reading], ledger: Ledger
+) -> list[NormSite]:
+    """Return the norms of ``graph`` that are not made of ``known`` nodes alone, named as those that were written as them."""
+    if known.issuperset(graph):
+        return []
+    found = find_norms(graph, reading())
+    sites = [site for site in found if isinstance(site, NormSite) and not known.issuperset(site.interior)]
+    writers = {
+        name: rewrite.id
+        for rewrite in ledger.rewrites
+        if rewrite.kind in ("emit", "fold-norm-affine")
+        for name in rewrite.into
+    }
+    for site in sites:
+        written = [writers[name] for name in map(describe, site.interior) if name in writers]
+        if written:
+            ledger.names[site.root] = written[0].partition(":")[2]
+        else:
+            ledger.name([site.root])
+    return sites
 
 
 def _lower_once(

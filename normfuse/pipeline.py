@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from normfuse import io
-from normfuse.emit.target import Target, parse_form, parse_provider
+from normfuse.emit.target import Form, Target, parse_form, parse_provider
 from normfuse.errors import ModelIOError, NormfuseError, UnsupportedForm
 from normfuse.fusion import fuse_graph, make_weights
 from normfuse.graph.constants import Constants
@@ -144,7 +144,7 @@ def _fuse_in_place(model: ir.Model, target: Target, options: Options) -> FusionR
     found: list[tuple[NormRecord, ir.Node]] = []
     for graph, _ in list(bodies(model)):
         make_weights(graph, constants, editor, ledger)
-    with inferred_shapes(model):
+    with inferred_shapes(model, input_types=target.form is Form.PRIMITIVE):
         meter = Meter()
         work_before = meter.measure(model)
         for graph, opset in list(bodies(model)):

@@ -25,12 +25,14 @@ _ARITHMETIC = ("Mul", "Div", "Add", "Sub")
 
 
 @contextmanager
-def inferred_shapes(model: ir.Model) -> Iterator[None]:
+def inferred_shapes(model: ir.Model, *, input_types: bool = False) -> Iterator[None]:
     """Fill in the shapes and types that ``model`` does not state where a norm may need them, and take them out after.
 
+    input_types: whether a batch norm may need the type of its input, which is not always that of its parameters.
     What is stated is never changed. Values that leave the model meanwhile keep what was inferred.
     """
-    if not any(_may_need(node) for graph in with_subgraphs(model.graph) for node in graph):
+    nodes = [node for graph in with_subgraphs(model.graph) for node in graph]
+    if not any(_may_need(node) or (input_types and _lacks_type(node)) for node in nodes):
         yield
         return
     shapes: list[tuple[ir.Value, ir.Shape]] = []
@@ -77,6 +79,14 @@ def _may_need(node: ir.Node) -> bool:
     if op_type in ("Mul", "Div") and any(value is not None and _is_constant(value) for value in node.inputs):
         return any(_is_shapeless(value) for value in node.inputs)
     return False
+
+
+def _lacks_type(node: ir.Node) -> bool:
+    return is_op(node, "BatchNormalization") and bool(node.inputs) and _is_typeless(node.inputs[0])
+
+
+def _is_typeless(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype is None and not _is_constant(value)
 
 
 def _is_shapeless(value: ir.Value | None) -> bool:

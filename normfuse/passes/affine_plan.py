@@ -98,7 +98,7 @@ class Plan:
     @property
     def work(self) -> Work:
         """What it leaves to do at run time: the rests, and the Adds of MatMuls, which have no more elements than the norm."""
-        rests = ((operator, one.share) for one in self.rests for operator in one.operators)
+        rests = ((operator, one.share) for one in self.rests for operator in one.costs)
         return Work.of((*rests, *(("Add", Fraction(1)),) * self.adds))
 
 
@@ -110,13 +110,15 @@ NOTHING = Plan()
 class Ground:
     """One graph that does not change meanwhile: what is known of it, and what other plans have claimed.
 
-    norms: those that may move. duplicate: a linear operator that others read too may absorb in a copy.
+    norms: those that may move. duplicate: a linear operator that others read too may absorb in a copy. has_norms: whether
+    a BatchNormalization that stays is one operator, not a Mul and an Add in the end.
     blocked: values whose producer no map passes, whatever the map.
     """
 
     norms: Norms
     reading: Reading
     duplicate: bool = False
+    has_norms: bool = True
     claimed: set[ir.Node] = field(default_factory=set)
     blocked: dict[ir.Value, Declined] = field(default_factory=dict)
     context: Context = field(init=False)
@@ -165,7 +167,8 @@ class Ground:
         if self.reading.opset < 7:
             return None
         dims = self.context.sizes.of(value)
-        return rest(value, source, f, reader, share, dims, self.dtype(value), is_whole=is_whole)
+        dtype = self.dtype(value)
+        return rest(value, source, f, reader, share, dims, dtype, is_whole=is_whole, has_norms=self.has_norms)
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """Return the type of ``value`` as far as it is stated, or follows from that of what it is made of."""

@@ -25,7 +25,7 @@ elements at most, once a run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -56,14 +56,16 @@ _ARITHMETIC = {"BatchNormalization": 2, "Mul": 1, "Add": 1}
 class Rest:
     """``f(value)``, written as ``operators``: before ``reader``, or, where that is None, behind the value for all readers.
 
-    share: how many elements it has, of the norm's. dtype, channels: of the value. is_whole: all of the map that was asked
-    of the value, not its shift or scale alone. place: the first input of the reader that is the value.
+    costs: the operators that it is in the end. share: how many elements it has, of the norm's. dtype, channels: of the
+    value. is_whole: all of the map that was asked of the value, not its shift or scale alone. place: the first input of
+    the reader that is the value.
     """
 
     value: ir.Value
     f: Spread
     reader: ir.Node | None
     operators: tuple[str, ...]
+    costs: tuple[str, ...]
     share: Fraction
     dtype: ir.DataType
     channels: int
@@ -103,26 +105,35 @@ def rest(
     dtype: ir.DataType | None,
     *,
     is_whole: bool,
+    has_norms: bool = True,
 ) -> Rest | None:
     """Return ``f`` of ``value`` in the cheapest spelling; None where its type or size is not known, or cannot hold f.
 
-    source: what will make the value then.
+    source: what will make the value then. has_norms: whether a BatchNormalization stays one operator.
     """
     if share is None or dims is None or len(dims) != f.rank or dtype not in _TYPES or not _is_held(f, dtype):
         return None
     channels = None if f.rank < 2 else f.size(1) if f.size(1) > 1 else dims[1]
     is_norm = channels is not None and f.varies <= {1} and bool(f.scale.all())
     single = "Mul" if f.is_linear else "Add" if (f.scale == 1.0).all() else None
-    if single is not None and (_is_fast(source, f, dims) or (source is None and single == "Add" and is_norm)):
+    is_fast = not has_norms or _is_fast(source, f, dims)
+    if single is not None and (is_fast or (source is None and single == "Add" and is_norm)):
         operators: tuple[str, ...] = (single,)
     elif is_norm:
         operators = ("BatchNormalization",)
-    elif _is_fast(source, f, dims):
+    elif is_fast:
         operators = ("Mul", "Add")
     else:
         return None
     place = 0 if reader is None else next(index for index, operand in enumerate(reader.inputs) if operand is value)
-    return Rest(value, f, reader, operators, share, dtype, channels or 0, is_whole, place)
+    costing = costs(operators, has_norms)
+    return Rest(value, f, reader, operators, costing, share, dtype, channels or 0, is_whole, place)
+
+
+def costs(operators: Sequence[str], has_norms: bool) -> tuple[str, ...]:
+    """Return what ``operators`` are in the end: where there are no norms, a BatchNormalization is a Mul and an Add."""
+    spelled = {} if has_norms else {"BatchNormalization": ("Mul", "Add")}
+    return tuple(each for operator in operators for each in spelled.get(operator, (operator,)))
 
 
 _TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})

@@ -23,7 +23,7 @@ from normfuse.passes.affine_forward import plan_forward
 from normfuse.passes.affine_move import Move
 from normfuse.passes.affine_own import own_map
 from normfuse.passes.affine_plan import NOTHING, Ground, Plan, name, once
-from normfuse.passes.affine_rest import Work
+from normfuse.passes.affine_rest import Work, costs
 from normfuse.passes.affine_written import WrittenNorm, written_norm
 from normfuse.passes.cancellation import Moments, is_accurate, mean_distance
 from normfuse.passes.fold_batchnorm import compose
@@ -43,17 +43,20 @@ def move_affines(
     reading: Reading,
     *,
     duplicate: bool = False,
+    has_norms: bool = True,
     leave: Set[ir.Node] = frozenset(),
 ) -> list[Move | Declined]:
     """Decide for each BatchNormalization and each constant factor or term of ``graph`` whether it can move away.
 
-    duplicate: a linear operator that others read too may absorb in a copy of its own. leave: nodes that stay: of norms
-    of other kinds, for one.
+    duplicate: a linear operator that others read too may absorb in a copy of its own. has_norms: whether a
+    BatchNormalization that stays is one operator in the end, not a Mul and an Add. leave: nodes that stay: of norms of
+    other kinds, for one.
 
     Changes nothing. The moves do not touch each other. Where two norms want the same operator one of them waits: decide
     again, on the changed graph, until nothing moves. The reasons are those of norms.
     """
-    ground = Ground({node: outcome for node, outcome in norms.items() if node not in leave}, reading, duplicate)
+    free = {node: outcome for node, outcome in norms.items() if node not in leave}
+    ground = Ground(free, reading, duplicate, has_norms)
     ground.claimed.update(leave)
     outcomes: list[Move | Declined] = []
     for node in reversed(graph):
@@ -212,7 +215,7 @@ def _partly(
     place: int = 0,
 ) -> Move | None:
     """Return the move that leaves the least to do, if that is less than now: fewer passes, or less arithmetic in as many."""
-    now = Work.of((link.op_type, Fraction(1)) for link in links)
+    now = Work.of((operator, Fraction(1)) for link in links for operator in costs((link.op_type,), ground.has_norms))
     last = links[-1]
     plans = [(plan_backward(x, f, links[0], ground, partly=True), True)]
     if not last.outputs[0].is_graph_output():
@@ -276,11 +279,12 @@ def move_norms(
     wanted: Callable[[str, ir.Node, tuple[ir.Node, ...]], str | None],
     *,
     duplicate: bool = False,
+    has_norms: bool = True,
 ) -> Moves:
     """Move what moves, until nothing does.
 
     reading: of the graph as it is now. wanted: takes the kind of a move, the norm, and the nodes that it
-    touches; returns the move's id, or None where it was not asked for.
+    touches; returns the move's id, or None where it was not asked for. duplicate, has_norms: of :func:`move_affines`.
     """
     leave = {
         node
@@ -294,7 +298,7 @@ def move_norms(
     left: dict[ir.Node, NormSite | Declined] = {}
     while True:
         staying = {node: outcome for node, outcome in {**norms, **left}.items() if node.graph is not None}
-        outcomes = move_affines(graph, staying, reading(), duplicate=duplicate, leave=leave)
+        outcomes = move_affines(graph, staying, reading(), duplicate=duplicate, has_norms=has_norms, leave=leave)
         moves = [outcome for outcome in outcomes if isinstance(outcome, Move)]
         for move in moves:
             first = move.links[0]

@@ -9,6 +9,7 @@ import pytest
 
 import normfuse
 from normfuse import Form, Provider, Target
+from tests.folding import build, normal, parameters
 from tests.graphs import node_types
 from tests.native.grid import needs_library
 
@@ -65,6 +66,24 @@ def test_doing_it_twice_changes_nothing(text: str) -> None:
     twice, report = normfuse.fuse(once, NATIVE)
     assert not report.rewrites
     assert ir.to_proto(twice).SerializeToString() == ir.to_proto(once).SerializeToString()
+
+
+def test_a_norm_whose_scale_and_bias_folded_is_one_node_too() -> None:
+    """What the fold writes is lowered like any other norm, with the residual before it."""
+    text = """g (float[2,3,6] x, float[2,3,6] r) => (float[2,3,4] p, float[2,3,6] z) {
+        t = Add (x, r)  n = LayerNormalization (t, s, b)  q = MatMul (n, W)  p = Add (q, C)  z = Relu (t) }"""
+    rows = {name: row for name, row in parameters(6).items() if name in "sb"}
+    original = build(text, {**rows, "W": normal(6, 4), "C": normal(4, seed=2)})
+    once, report = normfuse.fuse(original, NATIVE, fold_norm_affine=True)
+    assert [rewrite.kind for rewrite in report.rewrites] == ["fold-norm-affine", "emit"]
+    assert node_types(once) == ["AddLayerNormWithSum", "MatMul", "Add", "Relu"]
+    assert report.norms[0].plan.startswith("fold into ")
+    assert normfuse.validate(original, once).verdict is normfuse.Verdict.EQUIVALENT
+    assert not normfuse.fuse(once, NATIVE, fold_norm_affine=True)[1].rewrites
+    (fold, _) = report.rewrites
+    assert node_types(normfuse.fuse(original, NATIVE, fold_norm_affine=True, only=[fold.id])[0]) == [
+        "Add", "LayerNormalization", "MatMul", "Add", "Relu",
+    ]  # fmt: skip
 
 
 def test_without_the_library_auto_writes_standard_operators() -> None:

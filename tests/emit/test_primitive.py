@@ -15,6 +15,7 @@ from normfuse.graph.site import NormSite
 from normfuse.recognise import find_norms
 from normfuse.reference import evaluate
 from tests.emit.test_standard import emitted
+from tests.folding import BN, assert_same, build, fuse, parameters
 from tests.graphs import model_of, node_types, reading_of, run
 
 
@@ -191,3 +192,12 @@ def test_ones_and_zeros_are_not_written(dtype: str) -> None:
     twice, report = normfuse.fuse(io.to_proto(once), target)
     assert not report.rewrites
     assert node_types(twice) == node_types(once)
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_a_batch_norm_of_an_input_whose_type_is_not_stated_needs_no_cast(opset: int) -> None:
+    text = f"g (float[2,3,4,5] x) => (float[2,3,4,5] y) {{ c = Relu (x)  n = {BN}  y = Sigmoid (n) }}"
+    model = build(text, parameters(3), opset=opset)
+    fused, _ = fuse(model, target=Target(Form.PRIMITIVE))
+    assert node_types(fused) == ["Relu", "Mul", "Add", "Sigmoid"]
+    assert_same(model, fused)

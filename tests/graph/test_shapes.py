@@ -50,6 +50,18 @@ def test_nothing_is_inferred_where_no_norm_needs_it(body: str) -> None:
         assert shapes(built) == {node.outputs[0].name: None for node in built.graph} | {"y": [1, 2, 3, 3]}
 
 
+def test_the_type_of_what_a_batch_norm_reads_is_inferred_where_asked() -> None:
+    """It need not be that of its parameters."""
+    built = model("g (float[1, 2, 3, 3] x, float[2] s) => (y) { c = Relu (x)  y = BatchNormalization (c, s, s, s, s) }")
+    read = built.graph[1].inputs[0]
+    assert read is not None
+    found = []
+    for asked in (False, True):
+        with inferred_shapes(built, input_types=asked):
+            found.append(read.dtype)
+    assert found == [None, ir.DataType.FLOAT]
+
+
 def test_what_is_stated_stays_and_an_unknown_operator_is_no_obstacle() -> None:
     built = model(MEAN.replace("Relu (x)", "my.Strange (x)"))
     (strange, *_) = built.graph

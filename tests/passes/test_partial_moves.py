@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from normfuse import Form, Target
 from normfuse.passes.spread import Spread
 from normfuse.validate.oracle import Oracle
 from tests.folding import Array, assert_same, build, count, fuse, normal, reasons
@@ -14,6 +15,7 @@ from tests.passes.random_graphs import move_all
 from tests.passes.test_move_affine import BN, ints, operators, rows
 
 W, V, U = normal(4, 3, 3, 3), normal(4, 4, 3, 3, seed=5), normal(4, 3, 1, 1, seed=6)
+SLOPES = np.array([[[0.3]], [[0.2]], [[0.1]], [[0.4]]], np.float32)
 POOL = "MaxPool <kernel_shape = [2,2], strides = [2,2]>"
 
 CASES: list[tuple[str, str, dict[str, Array], int, str, str, str]] = [
@@ -54,6 +56,35 @@ def test_moves_in_part(body: str, arrays: dict[str, Array], channels: int, kind:
     assert [rewrite.note for rewrite in report.rewrites if rewrite.kind == "move-batchnorm"] == [note]
     assert_same(proto, fused)
     assert not fuse(ir.to_proto(fused))[1].rewrites
+
+
+@pytest.mark.parametrize("sizes", ["2,3,8,6", "1,3,32,40"])
+@pytest.mark.parametrize(
+    ("body", "arrays", "channels", "kind"),
+    [
+        *(case[1:5] for case in CASES),
+        (
+            f"c = Conv <pads = [1,1,1,1]> (x, W) r = PRelu (c, P) t = Sigmoid (x) k = Concat <axis = 1> (r, t) n = {BN.format('k')} y = Sigmoid (n)",
+            {"W": W, "P": SLOPES},
+            7,
+            "any",
+        ),
+    ],
+    ids=[*(case[0] for case in CASES), "the scale alone of one operand"],
+)
+def test_what_is_left_in_elementary_operators_is_two_of_them(
+    body: str, arrays: dict[str, Array], channels: int, kind: str, sizes: str
+) -> None:
+    """Where a norm becomes Mul and Add in the end, what is less work is counted so: fusing again finds nothing."""
+    proto = build(
+        f"g (float[{sizes}] x) => (float[a,b,c,d] y) {{ {body} }}", {**arrays, **rows(channels, kind)}, opset=18
+    )
+    proto = onnx.shape_inference.infer_shapes(proto)
+    fused, _ = fuse(proto, target=Target(Form.PRIMITIVE))
+    assert count(fused, "BatchNormalization") == 0
+    assert_same(proto, fused)
+    again, report = fuse(ir.to_proto(fused), target=Target(Form.PRIMITIVE))
+    assert (operators(again), report.rewrites) == (operators(fused), ())
 
 
 @pytest.mark.parametrize("sizes", ["1,3,40,40", "2,3,8,8", "N,3,H,W"])
