@@ -76,7 +76,7 @@ class Run:
 
 def multiply_adds(call: Call, data: Sequence[Any], results: Sequence[Any]) -> float:
     """Return the multiply-adds of a linear operator; 0 for any other."""
-    if call.op in ("Conv", "FusedConv"):
+    if call.op in ("Conv", "FusedConv", "DeformConv"):
         return float(results[0].size * math.prod(data[1].shape[1:]))
     if call.op == "ConvTranspose":
         return float(data[0].size * math.prod(data[1].shape[1:]))

@@ -64,7 +64,6 @@ class Fallback:
         outputs = [f"y{index}" if output.name else "" for index, output in enumerate(node.outputs)]
         del proto.output[:]
         proto.output.extend(outputs)
-        _rename_modes(proto)
         infos = [_info(f"x{index}", item) for index, item in enumerate(inputs) if item is not None]
         results = [onnx.ValueInfoProto(name=output) for output in outputs if output]
         graph = onnx.helper.make_graph([proto], "one", infos, results)
@@ -74,20 +73,6 @@ class Fallback:
             # It raises several unrelated types (RuntimeContextError, NotImplementedError, KeyError) for "no such
             # operator".
             raise OracleCannotRun(name, node.op_type, f"no implementation ({type(error).__name__}: {error})") from error
-
-
-_GRID_MODES = {b"bilinear": b"linear", b"bicubic": b"cubic"}
-
-
-def _rename_modes(proto: onnx.NodeProto) -> None:
-    """GridSample: onnx.reference knows the modes by the names of version 20, and takes "linear" where none is given."""
-    if proto.op_type != "GridSample" or proto.domain not in ("", "ai.onnx"):
-        return
-    for attribute in proto.attribute:
-        if attribute.name == "mode":
-            attribute.s = _GRID_MODES.get(attribute.s, attribute.s)
-            return
-    proto.attribute.append(onnx.helper.make_attribute("mode", "linear"))
 
 
 def _are_same(first: Any, again: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from normfuse.validate.call import Call, NotOurs, Operator, OperatorKey, Results
@@ -42,16 +44,35 @@ def _taps(call: Call, x: Array) -> Array:
 
 
 def max_pool(call: Call, x: Array) -> Results:
-    """Largest value of each window; the output of indices is left to onnx.reference."""
-    if any(call.outputs[1:]) or x.dtype.kind != "f":
+    """Largest value of each window, and where it is asked for its index in x as one row, the first of equal ones."""
+    fill = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    view = _taps(call, _padded(call, x, fill)[0])
+    taps = list(np.ndindex(*view.shape[x.ndim :]))
+    result = np.asarray(view[(Ellipsis, *taps[0])]).copy()
+    if not any(call.outputs[1:]):
+        for tap in taps[1:]:
+            np.maximum(result, view[(Ellipsis, *tap)], out=result)
+        return (result,)
+    if call.int("storage_order", 0):
         raise NotOurs
-    padded, _ = _padded(call, x, -np.inf)
-    view = _taps(call, padded)
-    result = None
-    for tap in np.ndindex(*view.shape[x.ndim :]):
+    places = _places(call, x)
+    # A window may begin in the padding, which is never the largest.
+    index = np.broadcast_to(places[taps[0]], result.shape).copy()
+    for tap in taps[1:]:
         part = view[(Ellipsis, *tap)]
-        result = part.copy() if result is None else np.maximum(result, part, out=result)
-    return (result,)
+        is_larger = (part > result) | ((part != part) & (result == result)) | (index < 0)
+        np.copyto(result, part, where=is_larger)
+        np.copyto(index, places[tap], where=is_larger)
+    plane = np.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *(1,) * (x.ndim - 2)) * math.prod(x.shape[2:])
+    return (result, index + plane)
+
+
+def _places(call: Call, x: Array) -> dict[tuple[int, ...], Array]:
+    """Return, by tap, the place in a plane of x that it reads in every window; a negative number in the padding."""
+    kernel = call.ints("kernel_shape", ())
+    plane = np.arange(math.prod(x.shape[2:])).reshape(1, 1, *x.shape[2:])
+    view = _taps(call, _padded(call, plane, -1)[0])
+    return {tap: view[(Ellipsis, *tap)] for tap in np.ndindex(*kernel)}
 
 
 def average_pool(call: Call, x: Array) -> Results:
@@ -60,6 +81,19 @@ def average_pool(call: Call, x: Array) -> Results:
     axes = tuple(range(x.ndim, 2 * x.ndim - 2))
     view, count = _taps(call, padded), _taps(call, weights)
     return (view.sum(axis=axes) / count.sum(axis=axes),)
+
+
+def lp_pool(call: Call, x: Array) -> Results:
+    """(Σ |x|^p)^(1/p) over each window."""
+    p = call.float("p", 2.0)
+    view = _taps(call, _padded(call, np.abs(x) ** p, 0.0)[0])
+    return (view.sum(axis=tuple(range(x.ndim, 2 * x.ndim - 2))) ** (1.0 / p),)
+
+
+def global_lp(call: Call, x: Array) -> Results:
+    """(Σ |x|^p)^(1/p) over the spatial axes."""
+    p = call.float("p", 2.0)
+    return ((np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True) ** (1.0 / p),)
 
 
 def global_average(call: Call, x: Array) -> Results:
@@ -83,6 +117,8 @@ def fused_conv(call: Call, x: Array, weight: Array, bias: Array | None = None, z
 OPERATORS: dict[OperatorKey, Operator] = {
     ("", "MaxPool"): max_pool,
     ("", "AveragePool"): average_pool,
+    ("", "LpPool"): lp_pool,
+    ("", "GlobalLpPool"): global_lp,
     ("", "GlobalAveragePool"): global_average,
     ("", "GlobalMaxPool"): global_max,
     ("com.microsoft", "FusedConv"): fused_conv,

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from normfuse.validate import op_basic, op_linear, op_norms, op_pool
+from normfuse.validate import op_basic, op_indexing, op_linear, op_norms, op_pool, op_sampling
 from normfuse.validate.call import Call, NotOurs, Operator, OperatorKey, OracleCannotRun, OracleFailed
 from normfuse.validate.control import Control
 from normfuse.validate.costs import Limits, Run
@@ -41,9 +41,11 @@ from normfuse.validate.scopes import (
 
 OPERATORS: dict[OperatorKey, Operator] = {
     **op_basic.OPERATORS,
+    **op_indexing.OPERATORS,
     **op_linear.OPERATORS,
     **op_norms.OPERATORS,
     **op_pool.OPERATORS,
+    **op_sampling.OPERATORS,
 }
 # Widened initializers are kept between runs up to this many bytes.
 _KEPT_BYTES = 2**31

@@ -1,0 +1,125 @@
+"""Sampling between the elements of a tensor at computed positions. Source: ONNX GridSample, DeformConv."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from normfuse.validate.call import Call, Operator, OperatorKey, Results
+from normfuse.validate.op_linear import add_bias, window_pads
+from normfuse.validate.rounding import Array
+
+Tap = tuple[Array, Array]
+"""Along one axis: an index for every position, perhaps outside, and the weight of the element there."""
+
+_CUBIC = -0.75
+
+
+def _linear(position: Array) -> list[Tap]:
+    first = np.floor(position)
+    return [(first, first + 1.0 - position), (first + 1.0, position - first)]
+
+
+def _nearest(position: Array) -> list[Tap]:
+    return [(np.rint(position), np.ones_like(position))]
+
+
+def _cubic(position: Array) -> list[Tap]:
+    """Keys' kernel with a = −3/4: (a+2)d³ − (a+3)d² + 1 within a step, a(d³ − 5d² + 8d − 4) within two."""
+    first, a = np.floor(position), _CUBIC
+    taps = []
+    for step in (-1.0, 0.0, 1.0, 2.0):
+        d = np.abs(position - first - step)
+        near = ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0
+        far = a * (((d - 5.0) * d + 8.0) * d - 4.0)
+        taps.append((first + step, near if step in (0.0, 1.0) else far))
+    return taps
+
+
+_KERNELS: dict[str, Callable[[Array], list[Tap]]] = {
+    "linear": _linear, "bilinear": _linear, "nearest": _nearest, "cubic": _cubic, "bicubic": _cubic,
+}  # fmt: skip
+
+
+def _sampled(x: Array, taps: Sequence[list[Tap]]) -> Array:
+    """Return x (N, C, *sizes) at the positions (N, *out) that ``taps`` gives by axis: (N, C, *out). Outside x is 0."""
+    out = taps[0][0][0].shape
+    flat = x.reshape(*x.shape[:2], -1)
+    result = np.zeros((*x.shape[:2], math.prod(out[1:])), dtype=x.dtype)
+    for chosen in itertools.product(*taps):
+        index, weight = np.zeros(out, dtype=np.intp), np.ones(out)
+        for (place, share), size in zip(chosen, x.shape[2:], strict=True):
+            is_inside = (place >= 0) & (place < size)
+            index = index * size + np.where(is_inside, place, 0).astype(np.intp)
+            weight = np.where(is_inside | np.isnan(share), weight * share, 0.0)
+        rows = index.reshape(len(x), 1, -1)
+        # An element that has no share is not read: 0 · ∞ is NaN.
+        part = np.take_along_axis(flat, rows, axis=2) * weight.reshape(rows.shape)
+        result += np.where(weight.reshape(rows.shape) == 0.0, 0.0, part)
+    return result.reshape(*x.shape[:2], *out[1:])
+
+
+def _reflected(position: Array, low: float, high: float) -> Array:
+    """Fold positions back at ``low`` and ``high`` until they lie between."""
+    if high <= low:
+        return np.full_like(position, low)
+    away = np.abs(position - low) % (2.0 * (high - low))
+    return low + np.minimum(away, 2.0 * (high - low) - away)
+
+
+def grid_sample(call: Call, x: Array, grid: Array) -> Results:
+    """Sample x (N, C, *sizes) at grid (N, *out, rank), whose last axis counts the axes of x from the last one.
+
+    −1 and 1 are the centres of the outermost elements with ``align_corners``, their far edges without.
+    """
+    is_aligned, padding = bool(call.int("align_corners", 0)), call.text("padding_mode", "zeros")
+    kernel = _KERNELS[call.text("mode", "linear")]
+
+    def reflected(position: Array, size: int) -> Array:
+        if padding != "reflection":
+            return position
+        return _reflected(position, *((0.0, size - 1.0) if is_aligned else (-0.5, size - 0.5)))
+
+    def held(place: Array, size: int) -> Array:
+        return np.clip(place, 0.0, size - 1.0) if padding == "border" else reflected(place, size)
+
+    taps = []
+    for axis, size in enumerate(x.shape[2:]):
+        g = grid[..., x.ndim - 3 - axis]
+        position = (g + 1.0) / 2.0 * (size - 1.0) if is_aligned else ((g + 1.0) * size - 1.0) / 2.0
+        taps.append([(held(place, size), weight) for place, weight in kernel(reflected(position, size))])
+    return (_sampled(x, taps),)
+
+
+def deform_conv(
+    call: Call, x: Array, weight: Array, offset: Array, bias: Array | None = None, mask: Array | None = None
+) -> Results:
+    """Convolution of x (N, C, *spatial) by weight (M, C/group, *kernel), each tap moved by ``offset`` and times ``mask``.
+
+    offset: (N, offset_group · Πkernel · rank, *out); mask: the same without rank. Between elements x is linear.
+    """
+    kernel, rank = weight.shape[2:], weight.ndim - 2
+    strides, dilations = call.ints("strides", (1,) * rank), call.ints("dilations", (1,) * rank)
+    before, _ = window_pads(call, x.shape[2:], kernel)
+    group, groups = call.int("group", 1), call.int("offset_group", 1)
+    out = offset.shape[2:]
+    batch = len(x) * groups
+    moved = offset.reshape(batch, -1, rank, *out)
+    factors = None if mask is None else mask.reshape(batch, -1, 1, *out)
+    planes = x.reshape(batch, -1, *x.shape[2:])
+    starts = np.meshgrid(*(np.arange(n) * s - p for n, s, p in zip(out, strides, before, strict=True)), indexing="ij")
+    columns = []
+    for number, tap in enumerate(np.ndindex(*kernel)):
+        positions = (starts[axis] + tap[axis] * dilations[axis] + moved[:, number, axis] for axis in range(rank))
+        part = _sampled(planes, [_linear(position) for position in positions])
+        part = part if factors is None else part * factors[:, number]
+        columns.append(part.reshape(len(x), x.shape[1], *out))
+    rows = np.stack(columns, axis=2).reshape(len(x), group, -1, math.prod(out))
+    product = weight.reshape(group, weight.shape[0] // group, -1) @ rows
+    return (add_bias(product.reshape(len(x), -1, *out), bias),)
+
+
+OPERATORS: dict[OperatorKey, Operator] = {("", "GridSample"): grid_sample, ("", "DeformConv"): deform_conv}
