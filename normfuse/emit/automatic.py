@@ -72,7 +72,8 @@ def best_spelling(
     if fuses:
         return None if is_fused(site) or operators & _NATIVE else Spelling.FUSIBLE
     if spelling is Spelling.PRIMITIVE:
-        return spelling if operators & _NATIVE and is_timed(operators, opset, provider) else None
+        is_slow = bool(_runs_in(site) & {own, None}) and is_timed(operators, opset, provider)
+        return spelling if is_slow else None
     if spelling is Spelling.RESHAPED:
         affine = site.spec.affine
         by_two = affine.scale and affine.bias and affine.axes is AffineAxes.CHANNEL
@@ -83,6 +84,12 @@ def best_spelling(
     if operator is None or not has_kernel(operator, own, provider):
         return None
     return None if operator in operators and "Reshape" not in operators else spelling
+
+
+def _runs_in(site: NormSite) -> set[ir.DataType | None]:
+    """Return the types of what the operators of ``site`` normalise: float32 between Casts of a half type."""
+    operators = [node for node in site.interior if is_standard(node) and node.op_type in _NATIVE]
+    return {None if node.inputs[0] is None else node.inputs[0].dtype for node in operators}
 
 
 def _kind(site: NormSite, reading: Reading) -> str:

@@ -41,6 +41,7 @@ from normfuse.emit.standard import emit_standard, per_channel
 from normfuse.emit.target import Provider
 from normfuse.emit.writing import (
     HALVES,
+    OLDEST_OPSET,
     Draft,
     channel_count,
     copied,
@@ -52,6 +53,7 @@ from normfuse.emit.writing import (
     unwritable,
     wide_type,
 )
+from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Replacement
 from normfuse.graph.site import Declined, NormSite, Reading
 from normfuse.spec import Activation, AffineAxes, ComputeType, PerChannel, PerGroup, Trailing, canonical
@@ -69,9 +71,12 @@ class Operator:
 
 
 def emit_custom(
-    site: NormSite, reading: Reading, opset: int, provider: Provider = Provider.CPU
+    site: NormSite, reading: Reading, opset: int, provider: Provider = Provider.CPU, *, narrow: bool = True
 ) -> Replacement | Declined:
-    """Write ``site`` as an operator of ai.normfuse with the body for models of ``opset``, 7 or newer, on ``provider``."""
+    """Write ``site`` as an operator of ai.normfuse with the body for models of ``opset``, 7 or newer, on ``provider``.
+
+    narrow: whether a norm of a half type with wider parameters may take them in that type, where they fit.
+    """
     objection = unwritable(site, opset)
     if objection is not None:
         return objection
@@ -84,7 +89,19 @@ def emit_custom(
         return Declined(
             f"the number of channels of '{site.operands.x.name}' is unknown (run shape inference)", site.root
         )
-    return _emit(site, Draft(opset, reading.constants), operator, activation, provider)
+    draft = Draft(opset, reading.constants)
+    return _emit(site, draft, operator, activation, provider, _type(site, reading.constants, narrow=narrow))
+
+
+def is_widened(site: NormSite, reading: Reading) -> bool:
+    """Whether the operator of ``site`` is of a wider type than x, and stands between Casts."""
+    own = type_of(site)
+    return own is not None and _type(site, reading.constants) != own
+
+
+def has_choice(site: NormSite, reading: Reading) -> bool:
+    """Whether the operator of ``site`` may be of a half type or of float32: its parameters are float32, and fit."""
+    return _type(site, reading.constants) != _type(site, reading.constants, narrow=False)
 
 
 def custom_operator(site: NormSite, opset: int, rank: int | None) -> Operator | None:
@@ -145,9 +162,10 @@ def _trailing_operator(site: NormSite, opset: int, rank: int | None) -> Operator
     return Operator("LayerNorm" if spec.centred else "RMSNorm", (("axis", axis),))
 
 
-def _emit(site: NormSite, draft: Draft, operator: Operator, activation: Activation, provider: Provider) -> Replacement:
+def _emit(
+    site: NormSite, draft: Draft, operator: Operator, activation: Activation, provider: Provider, dtype: ir.DataType
+) -> Replacement:
     spec, operands = site.spec, site.operands
-    dtype = _type(site)
     x = draft.cast(operands.x, dtype)
     residual = operands.residual
     for addend in (operands.residual_bias, None if residual is None or _same_shape(residual, operands.x) else residual):
@@ -172,7 +190,7 @@ def _emit(site: NormSite, draft: Draft, operator: Operator, activation: Activati
         literals=literals(draft.opset, numbers),
         by_means=operator.name in _CHANNELS and not _has_instance_kernel(draft.opset, provider),
     )
-    values = {"x": x, "residual": residual, "scale": scale, "bias": bias}
+    values = {"x": x, "residual": residual and draft.cast(residual, dtype), "scale": scale, "bias": bias}
     inputs = [values[name] for name in signature.inputs]
     while inputs[-1] is None:
         inputs.pop()
@@ -254,18 +272,32 @@ def _exactly(draft: Draft, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
     return product if value.shape.rank() <= len(sizes) else draft.reshaped(product, sizes)
 
 
-def _type(site: NormSite) -> ir.DataType:
+def _type(site: NormSite, constants: Constants, *, narrow: bool = True) -> ir.DataType:
     """Return the type of every operand: that of x, or a wider one where a parameter, the statistics or the result are wider.
 
-    Half types need none: body and kernels compute in float32.
+    Half types need none: body and kernels compute in float32. A parameter of float32 whose entries all are numbers of
+    the half type, as a half γ that was widened for the norm, is one of that where ``narrow``.
     """
     own, operands = type_of(site), site.operands
     assert own is not None
     values = (operands.scale, operands.bias, operands.residual, operands.residual_bias)
-    wider = any(value is not None and value.dtype not in (None, own) for value in values)
+    wider = [value for value in values if value is not None and value.dtype not in (None, own)]
+    if narrow and own in HALVES:
+        parameters = (operands.scale, operands.bias)
+        wider = [value for value in wider if value not in parameters or not _fits(value, own, constants)]
     if wider or site.spec.compute_type is ComputeType.DOUBLE or output_type(site) != own:
         return wide_type(site)
     return wide_type(site) if own in HALVES and operands.residual_bias is not None else own
+
+
+def _fits(value: ir.Value, dtype: ir.DataType, constants: Constants) -> bool:
+    """Whether every entry of a constant is a number of ``dtype``."""
+    array = Draft(OLDEST_OPSET, constants).array(value)
+    if array is None:
+        return False
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype.numpy())
+    return bool((narrow.astype(np.float64) == array).all())
 
 
 def _same_shape(residual: ir.Value, x: ir.Value) -> bool:

@@ -180,15 +180,21 @@ class Editor:
         if not nodes and not any(key[0] == OWN_DOMAIN for key in model.functions):
             del model.opset_imports[OWN_DOMAIN]
 
+    def keeps_name(self, function: ir.Function, before: ir.Function | None = None) -> bool:
+        """Whether ``function`` gets its name without its overload: no other body has it, nor that of ``before``."""
+        wished = (function.domain, function.name, "")
+        held = self._model.functions.get(wished)
+        if before is not None and before.overload != function.overload:
+            return False
+        # What was brought under this name with this overload is known to be the same without a look.
+        return held is None or self._brought.get(wished) == function.overload or _same(held, function)
+
     def _bring(self, replacement: Replacement, container: ir.Graph | ir.Function) -> None:
         """Add the functions that the new nodes call, and import their domains where the nodes will stand."""
         model = self._model
         for function in replacement.functions:
-            wished, overload = (function.domain, function.name, ""), function.overload
-            held = model.functions.get(wished)
-            # What was brought under this name with this overload is known to be the same without a look.
-            is_same = held is None or self._brought.get(wished) == overload or _same(held, function)
-            name = function.name if is_same else f"{function.name}_{overload}"
+            overload = function.overload
+            name = function.name if self.keeps_name(function) else f"{function.name}_{overload}"
             for node in replacement.adds:
                 if node.op_identifier() == function.identifier():
                     node.op_type, node.overload = name, ""

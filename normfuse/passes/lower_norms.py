@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from normfuse.emit import custom_operator, emit, is_written, says_the_same
 from normfuse.emit.automatic import best_spelling
+from normfuse.emit.custom import emit_custom, has_choice, is_widened
 from normfuse.emit.kernels import Spelling
 from normfuse.emit.target import Form, Provider
 from normfuse.emit.writing import detach, is_detached
@@ -69,6 +70,7 @@ def lower_norms(
             detach(replacement.adds)
         elif replacement is not None:
             decided.append((site, rewrite_id, replacement))
+    decided = _of_one_type(decided, reading, editor, provider)
     rewrites: list[Rewrite] = []
     for site, rewrite_id, replacement in decided:
         objection = refusal(replacement)
@@ -95,9 +97,37 @@ def _grown(site: NormSite, reading: Reading, claimed: set[ir.Node], spared: Call
         around = set(candidate.interior) - set(site.interior)
         if around & claimed or any(spared(node) for node in around) or _could_loop(candidate, reading):
             continue
+        if grow is with_residual and is_widened(candidate, reading):
+            continue  # both operands and the sum would take a Cast, x alone takes one
         if custom_operator(candidate, reading.opset, reading.ranks.of(candidate.operands.x)) is not None:
             site = candidate
     return site
+
+
+def _of_one_type(
+    decided: Sequence[tuple[NormSite, str, Replacement]], reading: Reading, editor: Editor, provider: Provider
+) -> list[tuple[NormSite, str, Replacement]]:
+    """Return ``decided`` with norms that may be of two types in that of the norms of their operator that may not.
+
+    The name that kernels go by has room for one type (:mod:`normfuse.emit.custom`): another would run by its body.
+    """
+    free = {site.root for site, _, written in decided if written.functions and has_choice(site, reading)}
+    taken = {
+        function.name: function
+        for site, _, written in reversed(decided)
+        for function in written.functions
+        if site.root not in free
+    }
+    fitting: list[tuple[NormSite, str, Replacement]] = []
+    for site, rewrite_id, written in decided:
+        if site.root in free and not all(editor.keeps_name(each, taken.get(each.name)) for each in written.functions):
+            wider = emit_custom(site, reading, reading.opset, provider, narrow=False)
+            if not isinstance(wider, Declined):
+                detach(written.adds)
+                fitting.append((site, rewrite_id, wider))
+                continue
+        fitting.append((site, rewrite_id, written))
+    return fitting
 
 
 def _could_loop(site: NormSite, reading: Reading) -> bool:

@@ -1,8 +1,8 @@
 """Norms that an operator says only in part: what stands around it makes it another norm, or one with an affine.
 
 ``mean · Sub · RMSNormalization`` is a layer norm (S34), InstanceNormalization of (N, S, D) with a γ of shape (D) after
-it too (S17), ``Reshape · LayerNormalization · Reshape`` an instance norm (S18), and ``Reshape · BatchNormalization with
-tiled statistics · Reshape`` the batch norm of its tile (S4).
+it too (S17), ``Reshape · LayerNormalization · Reshape`` an instance norm (S18), ``Reshape · BatchNormalization with
+tiled statistics · Reshape`` the batch norm of its tile (S4), and ``Cast · operator · Cast`` the norm of a half type.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import onnx_ir as ir
 
 from normfuse.graph.channels import channels
 from normfuse.graph.editing import removal_refusal
-from normfuse.graph.reading import input_at, is_op
+from normfuse.graph.reading import input_at, is_op, is_standard
 from normfuse.graph.site import Declined, NormSite, Operands, Reading
 from normfuse.recognise.dims import Dim, dims_of, is_dim, same_shape
 from normfuse.recognise.followers import with_following_affine
-from normfuse.recognise.grouped import view_of
+from normfuse.recognise.grouped import view_of, within_casts
 from normfuse.recognise.parameters import Parameters, detached
 from normfuse.recognise.reader import Reader
 from normfuse.recognise.reshaped import sole_user
 from normfuse.recognise.standard import epsilon, is_constant, spelling, trains, unreadable
 from normfuse.recognise.terms import X
 from normfuse.recognise.vocabulary import read
-from normfuse.spec import AffineAxes, AffineLayout, NormSpec, PerChannel, PerGroup, Stored, Trailing
+from normfuse.spec import AffineAxes, AffineLayout, ComputeType, NormSpec, PerChannel, PerGroup, Stored, Trailing
+
+_AT_LEAST_FLOAT = (ComputeType.INPUT, ComputeType.FLOAT)
 
 
 def refined(site: NormSite, reading: Reading) -> NormSite:
@@ -34,7 +36,20 @@ def refined(site: NormSite, reading: Reading) -> NormSite:
         better = rule(site, reading)
         if better is not None and removal_refusal(better.interior, {better.output, *better.extra_outputs}) is None:
             return better
-    return site
+    return _of_half(site)
+
+
+def _of_half(site: NormSite) -> NormSite:
+    """Return the norm of a half type that runs in float32: ``Cast · operator · Cast``, as FP32LayerNorm is exported."""
+    whole = within_casts(site)
+    plain = not site.extra_outputs and site.operands.residual is None and all(map(is_standard, site.interior))
+    if not plain or isinstance(site.spec.statistics, Stored) or site.spec.compute_type not in _AT_LEAST_FLOAT:
+        return site
+    if whole.root is site.root or whole.spec.compute_type is not ComputeType.FLOAT:
+        return site
+    if any(node.graph is not site.root.graph for node in whole.interior):
+        return site
+    return site if removal_refusal(whole.interior, {whole.output}) is not None else whole
 
 
 def _centred_rms(site: NormSite, reading: Reading) -> NormSite | None:

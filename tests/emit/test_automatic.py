@@ -81,6 +81,18 @@ def test_what_does_not_run_is_made_to(dtype: str, operator: str, inputs: str) ->
     assert is_runnable(model)
 
 
+@pytest.mark.parametrize(
+    ("opset", "norm"), [(22, "InstanceNormalization (u, s, s)"), (23, "LayerNormalization (u, t)")]
+)
+def test_an_operator_that_runs_in_float32_between_casts_stays(opset: int, norm: str) -> None:
+    """What is slow for bfloat16, or has no kernel, is neither in float32."""
+    text = f"""<ir_version: 10, opset_import: ["": {opset}]> g (bfloat16[2,4,5] x, float[4] s, float[5] t) =>
+        (bfloat16[2,4,5] y) {{ u = Cast <to = 1> (x) n = {norm} y = Cast <to = 16> (n) }}"""
+    model, declined = emitted(text, Form.AUTO)
+    assert not declined
+    assert node_types(model) == ["Cast", norm.split(" ")[0], "Cast"]
+
+
 def test_group_norm_at_a_large_mean() -> None:
     x = (1e4 + np.random.default_rng(0).standard_normal((2, 4, 16, 16))).astype(np.float32)
     text = head(21, "float[N,4,16,16]") + GROUP

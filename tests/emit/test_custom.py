@@ -13,18 +13,20 @@ import onnxruntime
 import pytest
 
 import normfuse
+from normfuse.emit.custom import emit_custom
 from normfuse.emit.target import Form, Provider, Target
 from normfuse.graph.channels import Ranks
 from normfuse.graph.constants import Constants
-from normfuse.graph.editing import Editor
+from normfuse.graph.editing import Editor, Replacement
 from normfuse.graph.reading import bodies
 from normfuse.graph.site import NormSite, Reading
 from normfuse.passes.lower_norms import lower_norms
 from normfuse.recognise import find_norms
+from normfuse.recognise.surroundings import with_residual
 from normfuse.spec import Activation, ComputeType, PerGroup
 from tests.emit.test_standard import head
-from tests.folding import build, fuse, normal
-from tests.graphs import Array, model_of, node_types, reading_of, run
+from tests.folding import assert_same, build, fuse, normal
+from tests.graphs import Array, is_runnable, model_of, node_types, reading_of, run
 
 GROUP = "{ y = GroupNormalization <num_groups = 2> (x, s, b) }"
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL")
@@ -270,3 +272,86 @@ def test_a_scale_that_is_wider_than_the_norm_stays_outside() -> None:
         model = build(text, {"s": scale}, opset=23, ir_version=10)
         fused, _ = fuse(model, target=Target(Form.CUSTOM))
         assert [node.op_type for node in fused.graph] == ["RMSNormalization"]
+
+
+CODES = {"float16": 10, "bfloat16": 16}
+WIDENED = {
+    "LayerNorm": (17, "n = LayerNormalization (u, g, b)"),
+    "RMSNorm": (23, "n = RMSNormalization (u, g)"),
+    "InstanceNorm": (22, "n = InstanceNormalization (u, h, h)"),
+    "GroupNorm": (21, "n = GroupNormalization <num_groups = 2> (u, h, h)"),
+}
+
+
+def widened(dtype: str, operator: str, after: str = "") -> str:
+    """Return the text of a norm that runs in float32 between Casts of a half type."""
+    outputs = f"{dtype}[2,4,8] y" + (", float[2,4,8] z" if after else "")
+    return f"""g ({dtype}[2,4,8] x, {dtype}[2,4,8] r) => ({outputs}) {{
+        s = Add (x, r) u = Cast <to = 1> (s) {WIDENED[operator][1]} y = Cast <to = {CODES[dtype]}> (n) {after} }}"""
+
+
+def of_half(*shape: int, dtype: str = "float16") -> Array:
+    """Return random numbers of a half type, as float32."""
+    return normal(*shape).astype(ir.DataType[dtype.upper()].numpy()).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", CODES)
+@pytest.mark.parametrize("operator", WIDENED)
+def test_a_norm_widened_for_its_operator_is_one_of_the_half_type(operator: str, dtype: str) -> None:
+    arrays = {"g": of_half(8, dtype=dtype), "b": of_half(8, dtype=dtype), "h": of_half(4, dtype=dtype)}
+    model = build(widened(dtype, operator), arrays, opset=WIDENED[operator][0], ir_version=10)
+    fused, _ = fuse(model, target=Target(Form.CUSTOM))
+    assert [node.op_type for node in fused.graph] == [f"Add{operator}"]
+    assert {value.dtype for value in fused.graph.node(0).inputs if value is not None} == {ir.DataType[dtype.upper()]}
+    assert_same(model, fused)
+    again, report = normfuse.fuse(fused, target=Target(Form.CUSTOM))
+    assert not report.rewrites
+    assert node_types(again) == node_types(fused)
+
+
+@pytest.mark.parametrize("operator", WIDENED)
+def test_a_norm_whose_parameters_are_no_numbers_of_the_half_type_stays_wide(operator: str) -> None:
+    large = np.full(8, 1e6, np.float32)
+    for g, b in ((normal(8), of_half(8)), (large, of_half(8))):
+        model = build(
+            widened("float16", operator), {"g": g, "b": b, "h": g[:4]}, opset=WIDENED[operator][0], ir_version=10
+        )
+        fused, _ = fuse(model, target=Target(Form.CUSTOM))
+        assert [node.op_type for node in fused.graph] == ["Add", "Cast", operator, "Cast"]
+        assert calls(fused) == [operator]
+        assert_same(model, fused)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_norms_of_one_operator_have_one_type_where_one_has_no_choice(first: bool) -> None:
+    """The name that kernels go by has room for one type."""
+    other = "v = Cast <to = 1> (r) z = LayerNormalization (v, g)"
+    text = widened("float16", "LayerNorm", other).replace("Add (x, r)", "Neg (x)")
+    if first:
+        text = text.replace(f" {other}", "").replace("s = Neg", f"{other} s = Neg")
+    model = build(text, {"g": of_half(8), "b": of_half(8)}, opset=17, ir_version=10)
+    fused, _ = fuse(model, target=Target(Form.CUSTOM))
+    assert calls(fused) == ["LayerNorm", "LayerNorm"]
+    assert_same(model, fused)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+@pytest.mark.parametrize("residual", ["float16[2,4,8]", "float16[8]"])
+def test_the_residual_of_a_norm_that_is_widened(residual: str, is_read: bool) -> None:
+    """Whoever wrote the sum into the norm: its operands come in the type of the operator."""
+    text = f"""g (float16[2,4,8] x, {residual} r) => (float16[2,4,8] y, float16[2,4,8] z) {{
+        s = Add (x, r) u = Cast <to = 1> (s) n = RMSNormalization (u, g) y = Cast <to = 10> (n) z = Neg ({"s" if is_read else "x"}) }}"""
+    model = build(text, {"g": normal(8)}, opset=23, ir_version=10)
+    written = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    reading = reading_of(written)
+    (site,) = find_norms(written.graph, reading)
+    assert isinstance(site, NormSite)
+    grown = with_residual(site, reading)
+    replacement = emit_custom(grown, reading, 23)
+    assert isinstance(replacement, Replacement)
+    editor = Editor(written)
+    editor.apply(replacement, grown.root)
+    editor.finish()
+    written.graph.sort()
+    assert is_runnable(written)
+    assert_same(model, written)

@@ -14,7 +14,7 @@ from normfuse.recognise.mean_variance import mean_variance_norm
 from normfuse.recognise.other import find_other
 from normfuse.recognise.refined import refined, tiled_batch_norm
 from normfuse.recognise.surroundings import with_activation, with_residual
-from normfuse.spec import Activation, GlobalResponseNorm, LpNorm, PerChannel, Stored, Trailing
+from normfuse.spec import Activation, ComputeType, GlobalResponseNorm, LpNorm, PerChannel, Stored, Trailing
 from tests.graphs import model_of, reading_of, run
 
 
@@ -99,6 +99,37 @@ TILED = """g (float[N, 4, 3] x) => (float[N, 4, 3] y)
       v = Reshape (x, s)
       b = BatchNormalization (v, k, k, k, k)
       y = Reshape (b, t) }"""
+
+
+HALF = """g (float16[2, 4, 8] x, float16[2, 4, 8] r) => (%s[2, 4, 8] y) <float[8] w = {1,2,3,4,5,6,7,8}> {
+    s = Add (x, r)
+    u = Cast <to = 1> (s)
+    n = LayerNormalization (u, w, w)
+    %s }"""
+
+
+def test_an_operator_between_casts_is_the_norm_of_a_half_type() -> None:
+    site = operator_site(model(HALF % ("float16", "y = Cast <to = 10> (n)")), "LayerNormalization")
+    assert site.spelling == "Cast·LayerNormalization-17·Cast"
+    assert (site.operands.x.name, site.output.name) == ("s", "y")
+    assert site.spec.compute_type is ComputeType.FLOAT
+    assert [node.op_type for node in site.interior] == ["Cast", "LayerNormalization", "Cast"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "body"),
+    [
+        ("float", "y = Neg (n)"),
+        ("bfloat16", "y = Cast <to = 16> (n)"),
+        ("float16", "z = Add (n, u)\ny = Cast <to = 10> (z)"),
+        ("float16", "t = Add (n, u)\nc = Cast <to = 10> (n)\nd = Cast <to = 10> (t)\ny = Add (c, d)"),
+        ("float16", "c = Cast <to = 10> (n)\nd = Cast <to = 10> (u)\ny = Add (c, d)"),
+    ],
+    ids=["no Cast back", "another type", "summed in float32", "read in float32", "the widened x read"],
+)
+def test_an_operator_whose_float32_something_else_reads_stays_one_of_float32(dtype: str, body: str) -> None:
+    site = operator_site(model(HALF % (dtype, body), 18), "LayerNormalization")
+    assert [node.op_type for node in site.interior] == ["LayerNormalization"]
 
 
 def test_instance_norm_with_running_statistics_is_a_batch_norm() -> None:
