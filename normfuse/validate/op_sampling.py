@@ -1,4 +1,5 @@
-"""Sampling between the elements of a tensor at computed positions. Source: ONNX GridSample, DeformConv."""
+"""Sampling between the elements of a tensor at computed positions. Source: ONNX GridSample, DeformConv,
+RoiAlign."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from normfuse.validate.call import Call, Operator, OperatorKey, Results
+from normfuse.validate.call import Call, NotOurs, Operator, OperatorKey, Results
 from normfuse.validate.op_linear import add_bias, window_pads
 from normfuse.validate.rounding import Array
 
@@ -122,4 +123,41 @@ def deform_conv(
     return (add_bias(product.reshape(len(x), -1, *out), bias),)
 
 
-OPERATORS: dict[OperatorKey, Operator] = {("", "GridSample"): grid_sample, ("", "DeformConv"): deform_conv}
+def roi_align(call: Call, x: Array, regions: Array, images: Array) -> Results:
+    """Mean of bilinear samples in each bin of each region: x (N, C, H, W), regions (R, 4) to (R, C, height, width).
+
+    A sample farther than one element outside is 0, one that is nearer takes the value at the border.
+    """
+    if call.text("mode", "avg") != "avg":
+        raise NotOurs
+    transformation = "half_pixel" if call.opset >= 16 else "output_half_pixel"
+    has_half_pixels = call.text("coordinate_transformation_mode", transformation) == "half_pixel"
+    bins = (call.int("output_height", 1), call.int("output_width", 1))
+    ratio = call.int("sampling_ratio", 0)
+    corners = regions[:, [1, 0, 3, 2]] * call.float("spatial_scale", 1.0) - (0.5 if has_half_pixels else 0.0)
+    result = np.zeros((len(regions), x.shape[1], *bins))
+    for number, (corner, image) in enumerate(zip(corners, images, strict=True)):
+        extents = corner[2:] - corner[:2] if has_half_pixels else np.maximum(corner[2:] - corner[:2], 1.0)
+        steps = extents / bins
+        counts = [ratio if ratio > 0 else math.ceil(step) for step in steps]
+        if min(counts) <= 0:
+            continue
+        axes = [
+            start + (np.arange(bins_ * count) + 0.5) / count * step
+            for start, step, bins_, count in zip(corner[:2], steps, bins, counts, strict=True)
+        ]
+        taps = []
+        for position, size in zip(np.meshgrid(*axes, indexing="ij"), x.shape[2:], strict=True):
+            is_near = (position >= -1.0) & (position <= size)
+            held = np.clip(position, 0.0, size - 1.0)[None]
+            taps.append([(place, np.where(is_near, weight, 0.0)) for place, weight in _linear(held)])
+        samples = _sampled(x[image : image + 1], taps)[0]
+        result[number] = samples.reshape(-1, bins[0], counts[0], bins[1], counts[1]).mean(axis=(2, 4))
+    return (result,)
+
+
+OPERATORS: dict[OperatorKey, Operator] = {
+    ("", "GridSample"): grid_sample,
+    ("", "DeformConv"): deform_conv,
+    ("", "RoiAlign"): roi_align,
+}

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
 from normfuse.validate.fallback import Fallback
 from normfuse.validate.oracle import Oracle
-from tests.validate.nets import Array
+from tests.validate.nets import Array, model
 from tests.validate.test_oracle import X3, X4, X5, F, close, run, t
 
 # How many of onnx's node cases there are at least; each onnx brings more.
 OPERATORS = {
     "MaxPool": 15, "LpPool": 7, "GatherND": 3, "ScatterND": 5, "ScatterElements": 6, "Scatter": 0, "Col2Im": 5,
-    "GridSample": 13, "DeformConv": 4,
+    "GridSample": 13, "DeformConv": 4, "RoiAlign": 2,
 }  # fmt: skip
 RNG = np.random.default_rng(5)
 
@@ -46,8 +46,10 @@ def test_onnx_node_cases(op: str) -> None:
     for case in _cases():
         graph = case.model.graph
         node = graph.node[0]
-        column_major = any(a.name == "storage_order" and a.i for a in node.attribute)
-        if node.op_type != op or node.domain or column_major:
+        is_left = any(
+            (a.name == "storage_order" and a.i) or (a.name == "mode" and a.s == b"max") for a in node.attribute
+        )
+        if node.op_type != op or node.domain or is_left:
             continue
         for inputs, outputs in case.data_sets:
             arrays = [item if isinstance(item, np.ndarray) else numpy_helper.to_array(item) for item in inputs]
@@ -202,3 +204,30 @@ def _own_channels(weight: Array, groups: int, factors: Array) -> Array:
     """Return the weight times the factors (C, *kernel) of the channels that each of its maps reads."""
     maps = np.split(weight, groups)
     return np.concatenate([part * own for part, own in zip(maps, np.split(factors, groups), strict=True)])
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize(("opset", "mode"), [(10, None), (16, "half_pixel"), (16, "output_half_pixel")])
+def test_roi_align(opset: int, mode: str | None, ratio: int) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    starts = RNG.uniform(-12, 24, size=(40, 2))
+    regions = np.concatenate([starts, starts + RNG.uniform(0.01, 24, size=(40, 2))], axis=1)
+    images = RNG.integers(0, 2, size=40)
+    attributes: dict[str, Any] = {"output_height": 3, "output_width": 4, "sampling_ratio": ratio, "spatial_scale": 0.5}
+    if mode is not None:
+        attributes["coordinate_transformation_mode"] = mode
+    node = helper.make_node("RoiAlign", ["x", "r", "i"], ["y"], **attributes)
+    feeds: dict[str, Array] = {"x": X4.astype(np.float32), "r": regions.astype(np.float32), "i": images}
+    infos = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in feeds.items()
+    ]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, (40, 6, 3, 4))
+    proto = model([node], infos, [result], {}, opset=opset)
+    proto.ir_version = 8
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = session.run(None, feeds)[0]
+    wide = {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in feeds.items()}
+    found = Oracle(ir.from_proto(proto)).run(wide)["y"].data
+    assert np.count_nonzero(expected) > 100
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
