@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from normfuse.graph.constants import Constants
 from normfuse.graph.editing import Replacement, initializer
+from normfuse.graph.reading import is_op
 from normfuse.graph.site import Declined, NormSite
 from normfuse.spec import Activation, ComputeType, Trailing
 
@@ -111,7 +112,13 @@ class Draft:
             assert value.name is not None
             assert value.dtype is not None
             return self.constant(value.name, array.reshape(shape), value.dtype)
-        return self.op("Reshape", value, self.integers("parameter_shape", shape))
+        source, dtype = _unviewed(value), value.dtype
+        if _has_shape(source, shape):
+            return source
+        result = self.op("Reshape", source, self.integers("parameter_shape", shape), dtype=dtype)
+        if min(shape, default=1) > 0:
+            result.shape = ir.Shape(shape)
+        return result
 
     def mean(self, value: ir.Value, axes: tuple[int, ...]) -> ir.Value:
         """Write ReduceMean with kept dimensions: axes are an attribute before version 18, an input from then on."""
@@ -213,6 +220,15 @@ def copied(shape: ir.Shape | None) -> ir.Shape | None:
 def is_detached(value: ir.Value) -> bool:
     """Whether ``value`` is a constant that a recogniser computed, in no graph yet."""
     return value.const_value is not None and value.graph is None and value.producer() is None
+
+
+def _unviewed(value: ir.Value) -> ir.Value:
+    """Return the value of which ``value`` is a view: the entries are the same, in the same order."""
+    view = value.producer()
+    while view is not None and is_op(view, "Unsqueeze", "Squeeze", "Reshape", "Flatten") and view.inputs[0] is not None:
+        value = view.inputs[0]
+        view = value.producer()
+    return value
 
 
 def _has_shape(value: ir.Value, shape: tuple[int, ...]) -> bool:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from normfuse.graph.reading import has_parameters, input_at, is_op, reads_output
 from normfuse.graph.site import Declined, NormSite, Operands, Reading
+from normfuse.recognise.parameters import detached
 from normfuse.spec import AffineAxes, AffineLayout, ComputeType, NormSpec, PerChannel, PerGroup, Stored, Trailing
 
 _TRAINING = (
@@ -124,7 +125,27 @@ def trailing_norm(node: ir.Node, reading: Reading, *, centred: bool) -> NormSite
         affine=AffineLayout(True, bias is not None, AffineAxes.NORMALISED),
         compute_type=stash_type(node),
     )
+    scale, bias = (_one_row(value, x, -axis, reading) for value in (scale, bias))
     return NormSite(spec, Operands(x, scale, bias), spelling(node, reading), node, (node,), extra_outputs(node))
+
+
+def _one_row(value: ir.Value | None, x: ir.Value, count: int, reading: Reading) -> ir.Value | None:
+    """Return the last ``count`` axes of a constant that says the same at every position of x; else ``value``.
+
+    torch writes an RMSNorm without weight with ones of the shape of x. What would broadcast x stays.
+    """
+    shape = None if value is None else value.shape
+    if value is None or shape is None or shape.rank() <= count or x.shape is None or x.shape.rank() != shape.rank():
+        return value
+    if any(
+        not isinstance(size, int) or size != own for size, own in zip(shape[:-count], x.shape[:-count], strict=True)
+    ):
+        return value
+    array = reading.constants.array(value)
+    if array is None or array.size == 0:
+        return value
+    rows = array.reshape(-1, *array.shape[-count:])
+    return detached(str(value.name), rows[0], array) or value if (rows == rows[0]).all() else value
 
 
 def trains(node: ir.Node, opset: int) -> bool:

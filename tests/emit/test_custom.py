@@ -265,13 +265,39 @@ def test_bodies_are_no_graphs_of_the_model() -> None:
     assert [graph.name for graph, _ in bodies(model)] == ["g"]
 
 
-def test_a_scale_that_is_wider_than_the_norm_stays_outside() -> None:
-    """torch writes an RMSNorm without weight with ones of the shape of x."""
-    text = "g (float[2,5,8] x) => (float[2,5,8] y) { y = RMSNormalization <axis = -1> (x, s) }"
-    for scale in (np.ones((2, 5, 8), np.float32), normal(2, 5, 8)):
+def test_a_scale_that_differs_from_position_to_position_stays_outside() -> None:
+    """And one that does not is a scale of the norm: torch writes an RMSNorm without weight with ones of the shape of x."""
+    rows = {"x": "float[2,5,8]", "N": "float[N,5,8]"}
+    for shape, scale, operator in (
+        ("x", np.ones((2, 5, 8), np.float32), "RMSNorm"),
+        ("x", np.broadcast_to(normal(8), (2, 5, 8)).copy(), "RMSNorm"),
+        ("x", normal(2, 5, 8), "RMSNormalization"),
+        ("N", np.ones((2, 5, 8), np.float32), "RMSNormalization"),
+    ):
+        text = f"g ({rows[shape]} x) => (float[2,5,8] y) {{ y = RMSNormalization <axis = -1> (x, s) }}"
         model = build(text, {"s": scale}, opset=23, ir_version=10)
         fused, _ = fuse(model, target=Target(Form.CUSTOM))
-        assert [node.op_type for node in fused.graph] == ["RMSNormalization"]
+        assert [node.op_type for node in fused.graph] == [operator]
+        if shape == "x":
+            assert_same(model, fused)
+
+
+@pytest.mark.parametrize("norm", ["RMSNormalization (x, g)", "LayerNormalization (x, g, h)"])
+@pytest.mark.parametrize(("scale", "views"), [("Add (a, one)", "Add"), ("Unsqueeze (d, zero)", "")])
+def test_a_scale_that_is_computed_with_axes_of_size_one(scale: str, views: str, norm: str) -> None:
+    """The modulation of a diffusion transformer for a batch of one; what is written is read as the same norm again."""
+    text = f"""g (float[1,5,8] x, float[1,1,8] a, float[8] c) => (float[1,5,8] y)
+        {{ d = Exp (c) g = {scale} h = Neg (a) y = {norm} }}"""
+    constants: dict[str, Array] = {"one": np.ones(1, np.float32), "zero": np.array([0, 1], np.int64)}
+    model = onnx.shape_inference.infer_shapes(build(text, constants, opset=23, ir_version=10))
+    fused, _ = fuse(model, target=Target(Form.CUSTOM))
+    assert calls(fused) == ["RMSNorm" if "RMS" in norm else "LayerNorm"]
+    reshapes = [node.inputs[0].producer().op_type for node in fused.graph if node.op_type == "Reshape"]  # type: ignore[union-attr]
+    assert reshapes == [*([views] if views else []), *(["Neg"] if "Layer" in norm else [])]
+    assert_same(model, fused)
+    again, report = normfuse.fuse(fused, target=Target(Form.CUSTOM))
+    assert not report.rewrites
+    assert node_types(again) == node_types(fused)
 
 
 CODES = {"float16": 10, "bfloat16": 16}
