@@ -39,7 +39,7 @@ sanitize: $(READY)
 	$(VENV)/bin/cmake -S tests/native/emulation -B $(EMULATED) -DNORMFUSE_SANITIZE=address,undefined
 	$(VENV)/bin/cmake --build $(EMULATED) --parallel 2
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	NORMFUSE_REQUIRE_NATIVE=1 NORMFUSE_OPS_LIBRARY=$(SANITIZED)/libnormfuse_ops.so NORMFUSE_EMULATED=$(EMULATED) $(RUN) -m pytest -q tests/native
+	NORMFUSE_REQUIRE_NATIVE=1 NORMFUSE_OPS_LIBRARY=$(SANITIZED)/libnormfuse_ops.so NORMFUSE_EMULATED=$(EMULATED) $(RUN) -m pytest -n 2 -q tests/native
 
 # The library for aarch64, by a cross compiler: that it compiles without a warning, NEON kernels included.
 aarch64: $(READY)

@@ -9,6 +9,7 @@ and Add, by shape and type; along the last axis; and between Conv, with and with
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 import time
@@ -119,6 +120,7 @@ def between(shape: tuple[int, ...], spelling: str, *, relu: bool) -> Callable[[]
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{'':44}" + "  ".join(f"{spelling.replace('Normalization', ''):>9.9}" for spelling in SPELLINGS))
     for shape, dtype in SHAPES:
         runs = {spelling: alone(shape, dtype, spelling) for spelling in SPELLINGS}

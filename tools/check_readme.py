@@ -8,6 +8,7 @@ marked ```console no-check are for the reader only (they take long, write times,
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -47,6 +48,7 @@ def run(arguments: list[str], folder: Path) -> str:
 
 def main() -> None:
     """Run all blocks of README.md in one temporary folder, in order."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     blocks = [(kind, note.strip(), body) for kind, note, body in BLOCK.findall((ROOT / "README.md").read_text())]
     failures = checked = 0
     with tempfile.TemporaryDirectory() as name:

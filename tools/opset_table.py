@@ -7,8 +7,8 @@ counted by reason. A file is counted only at targets that differ from its own op
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -80,8 +80,12 @@ def opset_of(path: Path) -> int:
 
 def main() -> None:
     """Print the table, then the reasons."""
-    folder, targets = Path(sys.argv[1]), tuple(int(text) for text in sys.argv[2:]) or TARGETS
-    paths = sorted(folder.glob("*.onnx"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("targets", type=int, nargs="*", metavar="opset", default=list(TARGETS))
+    arguments = parser.parse_args()
+    targets = arguments.targets
+    paths = sorted(arguments.folder.glob("*.onnx"))
     opsets = {path: opset_of(path) for path in paths}
     words = ("files", "right", "right, invalid as before", "not evaluated", "refused", "invalid", "wrong")
     table, reasons = Table("to opset", "way", *words), Counter[tuple[int, str, str]]()
