@@ -24,7 +24,7 @@ from normfuse.validate.scopes import drawn_name, is_random, unpaired
 
 Values = Sequence[dict[str, Held]]
 Forced = tuple[Collection[ir.Graph], Collection[ir.Graph]]
-_AS_IT_IS: Forced = ((), ())
+AS_IT_IS: Forced = ((), ())
 _STATISTICS = frozenset(
     ["ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "GlobalAveragePool", "GlobalLpPool"]
 )
@@ -73,11 +73,14 @@ class Segment:
             for node in cone.nodes
         )
 
-    def evaluate(self, values: Values, *, forced: Forced = _AS_IT_IS, quiet: bool = False) -> Evaluated | OracleFailed:
+    def evaluate(
+        self, values: Values, *, forced: Forced = AS_IT_IS, quiet: bool = False, runs: int | None = None
+    ) -> Evaluated | OracleFailed:
         """Compute both sides, feed after feed until every channel has elements enough.
 
         forced: bodies that either side enters whatever their condition says. quiet: activations scaled to a deviation
-        at which a usual epsilon is as large as the variance. Returns the error where only the candidate fails; raises
+        at which a usual epsilon is as large as the variance. runs: perturbed runs of each feed, None for as many as know P
+        where elements are independent. Returns the error where only the candidate fails; raises
         OracleFailed where the reference does, OracleCannotRun as the oracle does.
         """
         found = Evaluated()
@@ -95,7 +98,7 @@ class Segment:
             if not isinstance(truth.data, np.ndarray):
                 raise OracleCannotRun(self.name, "a sequence", "sequences are not compared")
             found.dtype = truth.dtype
-            perturbed = self._perturbed(known, truth, len(values), forced[0])
+            perturbed = self._perturbed(known, truth, runs or _draws(truth.data, len(values)), forced[0])
             own = self.candidate.values[self.name]
             ours = {self.candidate.values[key]: held for key, held in fed.items() if key in self.candidate.values}
             try:
@@ -108,15 +111,11 @@ class Segment:
         return found
 
     def _perturbed(
-        self, known: dict[ir.Value, Held], truth: Held, feeds: int, forced: Collection[ir.Graph]
+        self, known: dict[ir.Value, Held], truth: Held, runs: int, forced: Collection[ir.Graph]
     ) -> tuple[Array, ...]:
         target = self.reference.values[self.name]
         is_smooth = is_float(truth.dtype) and not self.reference.jumps(self.reference.needed(known, [target]))
-        noises = (
-            ordinary(_draws(truth.data, feeds))
-            if is_smooth
-            else undecided(tolerance.PERTURBED_RUNS, tolerance.UNDECIDED_SCALE)
-        )
+        noises = ordinary(runs) if is_smooth else undecided(tolerance.PERTURBED_RUNS, tolerance.UNDECIDED_SCALE)
         self.reference.forget()
         found = [self.reference.evaluate(known, [target], noise=noise, forced=forced)[target].data for noise in noises]
         self.reference.forget()

@@ -28,7 +28,7 @@ from normfuse.validate.cones import paired_cones, same_definition
 from normfuse.validate.held import Held
 from normfuse.validate.oracle import Oracle
 from normfuse.validate.scopes import label
-from normfuse.validate.segment import Segment, Values
+from normfuse.validate.segment import AS_IT_IS, Evaluated, Forced, Segment, Values
 
 # Values by name, one dictionary per feed; raises OracleCannotRun where a name cannot be had.
 Supply = Callable[[Collection[str]], Sequence[dict[str, Held]]]
@@ -138,16 +138,16 @@ def _judge_one(segment: Segment, values: Values, progress: _Progress, *, is_outp
     """Judge one segment: as it is, on quiet activations where a norm measures them, and in bodies not entered."""
     subject = f"segment '{segment.name}'"
     try:
-        found = segment.evaluate(values)
+        outcome = _judged(segment, values, progress, subject)
     except OracleCannotRun as error:
         if not _judge_cut(segment, values, progress):
             progress.unverified.append(f"{subject}: {error}")
         _judge_bodies(segment, values, {}, progress)
         return
-    if isinstance(found, OracleFailed):
-        _fail(segment, progress, (progress.failure(subject, found),), is_output=is_output, gross=True)
+    if isinstance(outcome, OracleFailed):
+        _fail(segment, progress, (progress.failure(subject, outcome),), is_output=is_output, gross=True)
         return
-    checks = judge(found.samples, found.dtype, leg=progress.leg, inputs=progress.inputs, subject=subject)
+    found, checks = outcome
     if checks[0].verdict is not Verdict.DIVERGENT and segment.takes_statistics:
         checks = _on_quiet_values(segment, values, progress) or checks
     if checks[0].verdict is Verdict.DIVERGENT:
@@ -161,16 +161,40 @@ def _judge_one(segment: Segment, values: Values, progress: _Progress, *, is_outp
     _judge_bodies(segment, values, found.trips, progress)
 
 
+def _judged(
+    segment: Segment,
+    values: Values,
+    progress: _Progress,
+    subject: str,
+    *,
+    forced: Forced = AS_IT_IS,
+    quiet: bool = False,
+) -> tuple[Evaluated, tuple[Check, ...]] | OracleFailed:
+    """Evaluate a segment and judge it; one that is off once more, so that it is not accused of a P that chance made small.
+
+    Returns the error where only the candidate fails; raises as Segment.evaluate does.
+    """
+    runs = None
+    while True:
+        found = segment.evaluate(values, forced=forced, quiet=quiet, runs=runs)
+        if isinstance(found, OracleFailed):
+            return found
+        checks = judge(found.samples, found.dtype, leg=progress.leg, inputs=progress.inputs, subject=subject)
+        if runs is not None or checks[0].verdict is not Verdict.DIVERGENT or found.is_gross:
+            return found, checks
+        runs = tolerance.ACCUSING_RUNS
+
+
 def _on_quiet_values(segment: Segment, values: Values, progress: _Progress) -> tuple[Check, ...]:
     """Return the checks of a segment that fails on activations so small that epsilon counts; else nothing."""
+    inputs, subject = f"{progress.inputs}, made quiet", f"segment '{segment.name}'"
     try:
-        found = segment.evaluate(values, quiet=True)
+        outcome = _judged(segment, values, progress, subject, quiet=True)
     except (OracleCannotRun, OracleFailed):
         return ()
-    inputs, subject = f"{progress.inputs}, made quiet", f"segment '{segment.name}'"
-    if isinstance(found, OracleFailed):
-        return (replace(progress.failure(subject, found), inputs=inputs),)
-    checks = judge(found.samples, found.dtype, leg=progress.leg, inputs=inputs, subject=subject)
+    if isinstance(outcome, OracleFailed):
+        return (replace(progress.failure(subject, outcome), inputs=inputs),)
+    checks = tuple(replace(check, inputs=inputs) for check in outcome[1])
     return checks if checks[0].verdict is Verdict.DIVERGENT else ()
 
 
@@ -179,17 +203,12 @@ def _judge_cut(segment: Segment, values: Values, progress: _Progress) -> bool:
     forced = tuple(branches.loops(cone.nodes) for cone in segment.cones)
     if not forced[0]:
         return False
+    subject = f"segment '{segment.name}', loops cut to two trips"
     try:
-        found = segment.evaluate(values, forced=(forced[0], forced[1]))
+        outcome = _judged(segment, values, progress, subject, forced=(forced[0], forced[1]))
     except (OracleCannotRun, OracleFailed):
         return False
-    subject = f"segment '{segment.name}', loops cut to two trips"
-    if isinstance(found, OracleFailed):
-        progress.checks.append(progress.failure(subject, found))
-    else:
-        progress.checks.extend(
-            judge(found.samples, found.dtype, leg=progress.leg, inputs=progress.inputs, subject=subject)
-        )
+    progress.checks.extend((progress.failure(subject, outcome),) if isinstance(outcome, OracleFailed) else outcome[1])
     return True
 
 
@@ -204,15 +223,14 @@ def _judge_bodies(segment: Segment, values: Values | None, trips: dict[ir.Graph,
         reason = "the candidate has no such body"
         if other is not None and values is not None:
             loops = [branches.loops(cone.nodes) for cone in segment.cones]
+            forced = (body.around | loops[0], other.around | loops[1])
             try:
-                found = segment.evaluate(values, forced=(body.around | loops[0], other.around | loops[1]))
+                outcome = _judged(segment, values, progress, subject, forced=forced)
             except (OracleCannotRun, OracleFailed) as error:
                 reason = str(error)
             else:
                 progress.checks.extend(
-                    (progress.failure(subject, found),)
-                    if isinstance(found, OracleFailed)
-                    else judge(found.samples, found.dtype, leg=progress.leg, inputs=progress.inputs, subject=subject)
+                    (progress.failure(subject, outcome),) if isinstance(outcome, OracleFailed) else outcome[1]
                 )
                 continue
         if not branches.is_dead(reference, body) and reference.entered.get(body.graph, 0) < body.enough:

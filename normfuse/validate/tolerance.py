@@ -20,6 +20,11 @@ PERTURBED_RUNS = 4
 GROUP_ELEMENTS = 16
 # A segment stops perturbing when its smallest group has seen this many draws: the same 9 %.
 SEGMENT_DRAWS = 4 * GROUP_ELEMENTS
+# The rounding of a weight moves all elements of a channel alike: where its input has a large mean, every perturbed run is
+# one draw, however many elements there are, and the error is one more. The ratio of a draw to the rms of n has
+# Student's t distribution of n degrees of freedom: it exceeds 5 with a chance of 13 % for one run, 0.7 % for four and
+# 2e-5 for 32. So many runs, of every feed, a segment gets before it is accused.
+ACCUSING_RUNS = 32
 
 # 160 legal variants (all optimization levels, folds in float32 and float64, chains of 50 and 100 blocks, residual
 # nets with 50 and 100 BatchNorms, 10 seeds) reached 1.42·B per output and 2.02·B per channel; 120 single segments
