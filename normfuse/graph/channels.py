@@ -66,6 +66,11 @@ class Ranks:
             if "shape" in node.attributes:  # opset 1 to 4
                 return len(node.attributes["shape"].as_ints())
             return self._length(input_at(node, 1))
+        if node.op_type == "ConstantOfShape":
+            return self._length(input_at(node, 0))
+        if node.op_type == "Expand":
+            rank, length = self.of(input_at(node, 0)), self._length(input_at(node, 1))
+            return None if rank is None or length is None else max(rank, length)
         if node.op_type in ("Squeeze", "Unsqueeze", *FUNCTIONS):
             return self._without_axes(node)
         if node.op_type == "MatMul" or node.op_type in _BROADCAST:

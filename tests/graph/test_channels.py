@@ -38,6 +38,13 @@ BODIES = [
     ("y = Squeeze (x)", None),
     ("y = Unsqueeze (x, A)", 5),
     ("a = Relu (x)  b = Sigmoid (a)  c = Mul (a, b)  y = MaxPool <kernel_shape = [2,2]> (c)", 4),
+    ("y = ConstantOfShape (T)", 2),
+    ("a = Shape (x)  y = ConstantOfShape (a)", 4),
+    ("a = Shape (u)  y = ConstantOfShape (a)", None),
+    ("a = Shape (x)  y = Expand (M, a)", 4),
+    ("y = Expand (x, T)", 4),
+    ("a = Shape (u)  y = Expand (x, a)", None),
+    ("y = Expand (u, T)", None),
     ("y = NonZero (x)", None),
 ]
 
