@@ -116,6 +116,20 @@ def test_region_that_cannot_be_evaluated_stays_open() -> None:
     assert "the float64 oracle cannot run Mystery" in report.unverified[0]
 
 
+def test_segment_whose_reference_takes_no_such_values_stays_open() -> None:
+    reference, candidate = (
+        oracle(f"i = Constant <value_ints = [0]> ()  {name} = Squeeze(x, i)  y = {op}({name})")
+        for name, op in (("a", "Neg"), ("b", "Abs"))
+    )
+    x = np.ones((2, 3, 8, 8))  # only a size of 1 can be squeezed
+    report = check_segments(
+        reference, candidate, lambda names: [{"x": Held(x, ir.DataType.FLOAT)}], leg="oracle", inputs="i"
+    )
+    assert len(report.unverified) == 1
+    assert "Squeeze" in report.unverified[0]
+    assert not report.checks
+
+
 def test_unchanged_unknown_operator_needs_nothing() -> None:
     graph = "a = somebody.Mystery(x)  y = Relu(a)"
     report = check_regions(oracle(graph), oracle(graph), None)
