@@ -148,6 +148,26 @@ def test_an_axis_with_neither_size_nor_name_is_no_minus_one(level: str) -> None:
         np.testing.assert_allclose(y, 4.0 * (x - x.mean(-1, keepdims=True)) / deviation, rtol=1e-5)
 
 
+@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_ALL"])
+def test_a_rank_that_onnxruntime_does_not_know_is_not_that_of_a_scalar(level: str) -> None:
+    """A Reshape to a target of unknown length, as below opset 14 every computed one is, and a MatMul behind the norm."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["t"]),
+        node("t", "n"),
+        helper.make_node("MatMul", ["n", "w"], ["y"]),
+    ]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 1], [1.0, 2.0, 3.0, 5.0])
+    content = model(nodes, [], initializers=(weight,))
+    content.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, ["k"]))
+    content.graph.output[0].type.tensor_type.ClearField("shape")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.register_custom_ops_library(str(find_library().path))
+    session = onnxruntime.InferenceSession(content.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    y = session.run(None, {"x": X, "shape": np.array([1, 1, 4])})[0]
+    np.testing.assert_allclose(y, (NORMALISED @ [[1.0], [2.0], [3.0], [5.0]])[None], rtol=1e-5)
+
+
 def test_the_head_split_of_an_exporter_loads() -> None:
     """A Reshape whose target is joined of two unnamed axes of the norm: both as −1 would be no target at all."""
     nodes = [

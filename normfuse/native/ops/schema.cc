@@ -25,7 +25,8 @@ ort::Characteristic input_characteristic(const ort::CustomOp* callbacks, std::si
     return index < schema_of(callbacks).op.scale_at() ? ort::Characteristic::kRequired : ort::Characteristic::kOptional;
 }
 
-// Whether every axis has a size or a name.
+// Whether every axis has a size or a name. What has no axis is of unknown rank: no norm takes a scalar, and onnxruntime
+// says 0 of both.
 ort::Status* know_every_axis(const ort::Api& api, const ort::TensorTypeAndShapeInfo* x, bool* known) {
     std::size_t rank = 0;
     if (ort::Status* status = api.GetDimensionsCount(x, &rank)) return status;
@@ -33,15 +34,16 @@ ort::Status* know_every_axis(const ort::Api& api, const ort::TensorTypeAndShapeI
     std::vector<const char*> names(rank, "");
     if (ort::Status* status = api.GetDimensions(x, sizes.data(), rank)) return status;
     if (ort::Status* status = api.GetSymbolicDimensions(x, names.data(), rank)) return status;
-    *known = true;
+    *known = rank > 0;
     for (std::size_t axis = 0; axis < rank; ++axis) {
         if (sizes[axis] < 0 && (names[axis] == nullptr || *names[axis] == '\0')) *known = false;
     }
     return nullptr;
 }
 
-// Every output has the shape of x, symbolic dimensions included. Nothing is said where an axis has neither size nor
-// name: onnxruntime would take the −1 that stands for it as its size, and compute with it what reads the shape.
+// Every output has the shape of x, symbolic dimensions included. Nothing is said of an unknown rank, which
+// onnxruntime would take for that of a scalar, nor where an axis has neither size nor name: it would take the −1 that
+// stands for it as its size, and compute with it what reads the shape.
 ort::Status* infer_shapes(const ort::CustomOp* callbacks, ort::ShapeInferContext* context) {
     const ort::Api& api = *schema_of(callbacks).api;
     ort::TensorTypeAndShapeInfo* x = nullptr;  // belongs to the context
