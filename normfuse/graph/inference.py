@@ -26,12 +26,25 @@ _AUXILIARY = "auxiliary"
 
 Opaque = Callable[[ir.Node], bool]
 
+_COMPUTES_SHAPES = 14
+"""The first opset in which onnx follows the shape that a graph computes for a Reshape."""
+
+_LIKE_IT = 11
+"""The first opset that differs from 14 in no more than ``_OPERANDS`` and the outputs of BatchNormalization."""
+
+_OPERANDS = {"Squeeze": "axes", "Unsqueeze": "axes", "ReduceSum": "axes", "Split": "split"}
+"""What is an attribute before opset 13, and the second input from there on."""
+
 
 class _Belief(NamedTuple):
-    """What inference is to believe beyond its own rules. broadcasts: whether an Add broadcasts by itself."""
+    """What inference is to believe beyond its own rules.
+
+    broadcasts: whether an Add broadcasts by itself. raised: whether the skeleton is of a newer opset than the model.
+    """
 
     is_identity: Opaque
     broadcasts: bool
+    raised: bool
 
 
 class Inferred(NamedTuple):
@@ -47,15 +60,19 @@ def infer(model: ir.Model, is_identity: Opaque = lambda _: False) -> Iterator[In
 
     is_identity: the nodes of which inference is to believe that their result is their first input. Only tensors are
     told of. Nothing is yielded where the model cannot be serialised, or inference fails. A shape may be that of several
-    values: it is frozen.
+    values: it is frozen. Models of opset 11 to 13 are inferred on as if they were of 14, which follows computed shapes.
     """
+    opset = default_opset(model)
+    # Functions import opsets of their own, which the one of their callers has to fit.
+    is_raised = _LIKE_IT <= opset < _COMPUTES_SHAPES and not model.functions
     try:
         skeleton = onnx.ModelProto(ir_version=model.ir_version)
         for domain, version in model.opset_imports.items():
-            skeleton.opset_import.add(domain=domain, version=version)
+            is_default = domain in ("", "ai.onnx")
+            skeleton.opset_import.add(domain=domain, version=_COMPUTES_SHAPES if is_raised and is_default else version)
         for function in model.functions.values():
             ir.serde.serialize_function_into(skeleton.functions.add(), function)
-        belief = _Belief(is_identity, default_opset(model) >= 7)
+        belief = _Belief(is_identity, opset >= 7, is_raised)
         _write_graph(skeleton.graph, model.graph, belief, is_outermost=True)
         result = onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
     except Exception as error:  # onnx raises what it likes; without shapes less is known, and nothing is wrong
@@ -116,7 +133,7 @@ def _shaped_like(node: ir.Node) -> ir.Value | None:
 def _write_shaped_like(nodes: Any, node: ir.Node, model_of: ir.Value) -> None:
     """Write ``Reshape(x, Shape(v))`` as the sum of one element of x and v: of the type of x and the shape of v.
 
-    Below opset 13 inference takes no shape from what is computed, not even the rank.
+    Below opset 14 inference takes no shape from what is computed, not even the rank.
     """
     x, output = node.inputs[0], node.outputs[0].name or ""
     assert x is not None
@@ -131,10 +148,20 @@ def _write_shaped_like(nodes: Any, node: ir.Node, model_of: ir.Value) -> None:
 def _write_node(nodes: Any, node: ir.Node, belief: _Belief) -> None:
     """Add ``node`` to ``nodes``, the field of a graph: in one call, since each takes longer than what it says."""
     outputs = [output.name or "" for output in node.outputs]
+    is_raised = belief.raised and node.domain in ("", "ai.onnx")
     if belief.is_identity(node):
         nodes.add(op_type="Identity", input=[(node.inputs[0] and node.inputs[0].name) or ""], output=outputs)
         return
     inputs = ["" if value is None else value.name or "" for value in node.inputs]
+    operand = _OPERANDS.get(node.op_type, "") if is_raised else ""
+    if is_raised and node.op_type == "BatchNormalization":
+        del outputs[1:]  # saved statistics have gone, and a norm of four outputs more is no operator
+    if operand in node.attributes.data:
+        inputs.append(f"{outputs[0]}#{operand}")
+        constant = nodes.add(op_type="Constant", name=_AUXILIARY, output=inputs[-1:])
+        integers = node.attributes.data[operand].as_ints()
+        tensor = onnx.TensorProto(data_type=onnx.TensorProto.INT64, dims=[len(integers)], int64_data=integers)
+        constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor)
     proto = nodes.add(op_type=node.op_type, input=inputs, output=outputs)
     if node.domain:
         proto.domain = node.domain
@@ -143,6 +170,8 @@ def _write_node(nodes: Any, node: ir.Node, belief: _Belief) -> None:
     if not node.attributes.data:
         return
     for attribute in node.attributes.data.values():
+        if attribute.name == operand:
+            continue
         own = proto.attribute.add()
         if attribute.is_ref():
             ir.serde.serialize_reference_attribute_into(own, attribute)

@@ -145,3 +145,40 @@ def test_nothing_is_told_of_what_onnx_does_not_take() -> None:
     sparse = ir.Attr("value", ir.AttributeType.SPARSE_TENSOR, np.zeros(1))
     model.graph.append(ir.Node("", "Constant", [], [sparse], num_outputs=1))
     assert list(infer(model)) == []
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13])
+def test_computed_shapes_are_followed_from_opset_11_on(opset: int) -> None:
+    """What became an operand in opset 13 is one for inference, and what is no shape is inferred as before."""
+    unsqueeze, squeeze, split, total = (
+        (
+            "Unsqueeze <axes = [0]> (c)",
+            "Squeeze <axes = [0]> (row)",
+            "Split <axis = 0, split = [2, 4]> (r)",
+            "ReduceSum <axes = [2], keepdims = 0> (r)",
+        )
+        if opset < 13
+        else (
+            "Unsqueeze (c, zero)",
+            "Squeeze (row, zero)",
+            "Split <axis = 0> (r, parts)",
+            "ReduceSum <keepdims = 0> (r, two)",
+        )
+    )
+    text = f"""<ir_version: 7, opset_import: ["": {opset}]> g (float[N,6,8,8] x, float[1,6] row) => (float[a,b,c] y)
+        <int64 one = {{1}}, int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[1] rest = {{-1}}, int64[1] eight = {{8}}, int64[2] parts = {{2, 4}}>
+        {{ s = Shape (x)  c = Gather (s, one)  u = {unsqueeze}  target = Concat <axis = 0> (u, rest, eight)
+          r = Reshape (x, target)  a, b = {split}  t = {total}  q = {squeeze}  every = ReduceSum (r)
+          y = Identity (r) }}"""
+    model = ir.from_onnx_text(text)
+    found = {str(each.value.name): each.shape for each in infer(model)}
+    assert [size if isinstance(size, int) else None for size in found["r"] or ()] == [6, None, 8]
+    assert [str(found[name]).split(",")[0] for name in "ab"] == ["[2", "[4"]
+    assert (str(found["t"]).count(","), str(found["q"]), str(found["every"])) == (1, "[6]", "[1,1,1]")
+
+
+def test_functions_keep_the_opset_of_their_callers() -> None:
+    text = """<ir_version: 8, opset_import: ["": 11, "own": 1]> g (float[1,6] x) => (float[6] y) { y = own.flat (x) }
+        <domain: "own", opset_import: ["": 11]> flat (v) => (w) { w = Squeeze <axes = [0]> (v) }"""
+    model = ir.from_onnx_text(text.replace("(float[6] y)", "(y)"))
+    assert {str(each.value.name): str(each.shape) for each in infer(model)} == {"y": "[6]"}
