@@ -5,13 +5,12 @@ Source: ONNX GatherND, ScatterND, ScatterElements, Scatter, Col2Im.
 
 from __future__ import annotations
 
-import itertools
 import math
-from typing import Any
 
 import numpy as np
 
 from normfuse.validate.call import Call, NotOurs, Operator, OperatorKey, Results
+from normfuse.validate.op_linear import overlapped
 from normfuse.validate.rounding import Array
 
 _REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
@@ -23,8 +22,10 @@ def _scattered(call: Call, data: Array, places: tuple[Array, ...], updates: Arra
     result = data.copy()
     if reduction == "none":
         result[places] = updates
-    else:
+    elif reduction in _REDUCTIONS:
         _REDUCTIONS[reduction].at(result, places, updates)
+    else:
+        raise ValueError(f"reduction {reduction} is not known")
     return (result,)
 
 
@@ -62,16 +63,8 @@ def column_to_image(call: Call, columns: Array, image: Array, block: Array) -> R
     span = [size + pads[axis] + pads[rank + axis] for axis, size in enumerate(sizes)]
     out = [(span[i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(rank)]
     taps = columns.reshape(columns.shape[0], -1, *kernel, *out)
-    canvas = np.zeros((*taps.shape[:2], *span), dtype=columns.dtype)
-    for tap in itertools.product(*map(range, kernel)):
-        where = tuple(
-            slice(tap[i] * dilations[i], tap[i] * dilations[i] + (out[i] - 1) * strides[i] + 1, strides[i])
-            for i in range(rank)
-        )
-        index: tuple[Any, ...] = (slice(None), slice(None), *tap)
-        canvas[(slice(None), slice(None), *where)] += taps[index]
     inner = tuple(slice(pads[axis], pads[axis] + size) for axis, size in enumerate(sizes))
-    return (np.asarray(canvas[(slice(None), slice(None), *inner)]),)
+    return (np.asarray(overlapped(taps, span, strides, dilations)[(slice(None), slice(None), *inner)]),)
 
 
 OPERATORS: dict[OperatorKey, Operator] = {

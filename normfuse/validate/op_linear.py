@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -143,15 +144,22 @@ def convolve_transposed(x: Array, weight: Array, call: Call) -> Array:
         max((n - 1) * s + (k - 1) * d + 1, c + size)
         for n, s, k, d, c, size in zip(spatial, strides, kernel, dilations, crop, sizes, strict=True)
     ]
-    canvas = np.zeros((x.shape[0], group * per_group, *span), dtype=parts.dtype)
+    keep = tuple(slice(c, c + size) for c, size in zip(crop, sizes, strict=True))
+    return _at(overlapped(parts, span, strides, dilations), (slice(None), slice(None), *keep))
+
+
+def overlapped(parts: Array, span: Sequence[int], strides: tuple[int, ...], dilations: tuple[int, ...]) -> Array:
+    """Return the sum (N, C, *span) of windows ``parts`` (N, C, *kernel, *out), each where :func:`windows` reads it."""
+    rank = len(span)
+    kernel, out = parts.shape[2 : 2 + rank], parts.shape[2 + rank :]
+    canvas = np.zeros((*parts.shape[:2], *span), dtype=parts.dtype)
     for tap in itertools.product(*(range(k) for k in kernel)):
         where = tuple(
-            slice(tap[i] * dilations[i], tap[i] * dilations[i] + (spatial[i] - 1) * strides[i] + 1, strides[i])
+            slice(tap[i] * dilations[i], tap[i] * dilations[i] + (out[i] - 1) * strides[i] + 1, strides[i])
             for i in range(rank)
         )
         canvas[(slice(None), slice(None), *where)] += _at(parts, (slice(None), slice(None), *tap))
-    keep = tuple(slice(c, c + size) for c, size in zip(crop, sizes, strict=True))
-    return canvas[(slice(None), slice(None), *keep)]
+    return canvas
 
 
 def add_bias(y: Array, bias: Array | None) -> Array:

@@ -1,5 +1,4 @@
-"""Sampling between the elements of a tensor at computed positions. Source: ONNX GridSample, DeformConv,
-RoiAlign."""
+"""Sampling between the elements of a tensor at computed positions. Source: ONNX GridSample, DeformConv, RoiAlign."""
 
 from __future__ import annotations
 
@@ -56,10 +55,9 @@ def _sampled(x: Array, taps: Sequence[list[Tap]]) -> Array:
             is_inside = (place >= 0) & (place < size)
             index = index * size + np.where(is_inside, place, 0).astype(np.intp)
             weight = np.where(is_inside | np.isnan(share), weight * share, 0.0)
-        rows = index.reshape(len(x), 1, -1)
+        rows, shares = index.reshape(len(x), 1, -1), weight.reshape(len(x), 1, -1)
         # An element that has no share is not read: 0 · ∞ is NaN.
-        part = np.take_along_axis(flat, rows, axis=2) * weight.reshape(rows.shape)
-        result += np.where(weight.reshape(rows.shape) == 0.0, 0.0, part)
+        result += np.where(shares == 0.0, 0.0, np.take_along_axis(flat, rows, axis=2) * shares)
     return result.reshape(*x.shape[:2], *out[1:])
 
 
@@ -76,8 +74,11 @@ def grid_sample(call: Call, x: Array, grid: Array) -> Results:
 
     −1 and 1 are the centres of the outermost elements with ``align_corners``, their far edges without.
     """
-    is_aligned, padding = bool(call.int("align_corners", 0)), call.text("padding_mode", "zeros")
-    kernel = _KERNELS[call.text("mode", "linear")]
+    is_aligned = bool(call.int("align_corners", 0))
+    mode, padding = call.text("mode", "linear"), call.text("padding_mode", "zeros")
+    if mode not in _KERNELS or padding not in ("zeros", "border", "reflection"):
+        raise ValueError(f"mode {mode} with padding_mode {padding} is not known")
+    kernel = _KERNELS[mode]
 
     def reflected(position: Array, size: int) -> Array:
         if padding != "reflection":

@@ -80,8 +80,8 @@ class Segment:
 
         forced: bodies that either side enters whatever their condition says. quiet: activations scaled to a deviation
         at which a usual epsilon is as large as the variance. runs: perturbed runs of each feed, None for as many as know P
-        where elements are independent. Returns the error where only the candidate fails; raises
-        OracleFailed where the reference does, OracleCannotRun as the oracle does.
+        where elements are independent. Returns the error where only the candidate fails; raises OracleFailed where the
+        reference does, OracleCannotRun as the oracle does.
         """
         found = Evaluated()
         draws = [frozenset(drawn_name(node) for node in cone.nodes if is_random(node)) for cone in self.cones]

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
+from normfuse.validate.call import OracleFailed
 from normfuse.validate.fallback import Fallback
 from normfuse.validate.oracle import Oracle
 from tests.validate.nets import Array, model
@@ -156,6 +157,27 @@ def test_scatter(reduction: str) -> None:
     indices = np.repeat(rows, 10, axis=1)
     found = run("ScatterElements", [data, indices, updates], opset=18, reduction=reduction)[0]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes"),
+    [
+        ("ScatterND", [X3[0, 0], np.array([[0]]), np.ones(1)], {"reduction": "middle"}),
+        ("GridSample", [X4, np.zeros((2, 3, 3, 2))], {"mode": "round"}),
+        ("GridSample", [X4, np.zeros((2, 3, 3, 2))], {"padding_mode": "mirror"}),
+    ],
+)
+def test_an_attribute_that_means_nothing_is_named(
+    op: str, inputs: list[Array | None], attributes: dict[str, Any]
+) -> None:
+    with pytest.raises(OracleFailed, match=f"{next(iter(attributes.values()))}.* is not known"):
+        run(op, inputs, opset=20, **attributes)
+
+
+def test_scatter_elements_of_a_vector() -> None:
+    data, updates = X3[0, 0].copy(), np.array([7.0, 8.0])
+    found = run("ScatterElements", [data, np.array([1, -1]), updates], opset=18)[0]
+    np.testing.assert_array_equal(found, [data[0], 7.0, *data[2:-1], 8.0])
 
 
 def test_gather_nd_counts_from_the_end() -> None:
